@@ -1,0 +1,61 @@
+# Steward. `make help` lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PROTOS := $(wildcard protos/steward/v1/*.proto)
+SERVICE_PROTOS := $(wildcard protos/steward/v1/*_service.proto)
+# For `make run ARGS="--port 8090"` and `make test ARGS="tests/unit -k epoch"`.
+ARGS   ?=
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Without python3-venv there is no ensurepip: the venv is made bare and filled from outside.
+$(VENV)/.made: requirements.lock requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "steward: Python 3.11 or newer is needed; set PYTHON=python3.11")'
+	@$(PYTHON) -m pip --version >/dev/null || { echo "steward: $(PYTHON) has no pip; install python3-pip" >&2; exit 1; }
+	$(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(PY) install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock -r requirements-dev.lock
+	$(PYTHON) -m pip --python $(PY) install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+steward/v1/.made: $(PROTOS) $(VENV)/.made
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I protos --python_out=. --mypy_out=quiet:. $(PROTOS)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I protos --grpc_python_out=. --mypy_grpc_out=quiet:. $(SERVICE_PROTOS)
+	@touch $@
+
+.PHONY: env proto run test lint format lock bench clean
+env: $(VENV)/.made steward/v1/.made ## Make the environment in .venv from the lock files
+
+proto: steward/v1/.made ## Generate steward/v1 from protos/
+
+run: env ## Start the whole cluster on this machine
+	@exec $(VENV)/bin/steward up $(ARGS)
+
+test: env ## Run all tests
+	$(PY) -m pytest $(ARGS)
+
+lint: env ## Check style, types and import contracts
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: env ## Format the code
+	$(VENV)/bin/ruff check --fix --quiet .
+	$(VENV)/bin/ruff format .
+
+bench: env ## Measure latency and throughput on this machine
+	$(PY) -m tests.load.bench $(ARGS)
+
+lock: $(VENV)/.made ## Resolve the lock files anew
+	$(VENV)/bin/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --output-file requirements.lock pyproject.toml
+	$(VENV)/bin/pip-compile --quiet --strip-extras --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --constraint requirements.lock --extra dev --output-file requirements-dev.lock pyproject.toml
+
+clean: ## Remove the environment, generated code and caches
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find steward/v1 -type f ! -name __init__.py -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,163 @@
+"""Between the node's values and the generated types of its gRPC peers."""
+
+from agent_service.core.commands import (
+    AttachEdge,
+    CancelRun,
+    DetachEdge,
+    SubmitInput,
+    SubmitMessage,
+)
+from agent_service.core.effects import (
+    AnswerAccepted,
+    AnswerAttached,
+    AnswerCancelled,
+    AnswerRefused,
+    Deliver,
+)
+from agent_service.log.port import EventPage, ReadRange, ThreadSummary
+from steward.model.keys import (
+    DEFAULT_THREAD,
+    EdgeId,
+    Epoch,
+    NodeId,
+    NodeRev,
+    RunId,
+    ThreadId,
+    UserKey,
+)
+from steward.model.placement import Placement
+from steward.v1 import agent_service_pb2 as pb
+from steward.v1 import placement_pb2, registry_service_pb2
+
+
+def user_to_proto(user: UserKey) -> placement_pb2.UserKey:
+    return placement_pb2.UserKey(tenant_id=user.tenant, user_id=user.user)
+
+
+def user_from_proto(user: placement_pb2.UserKey) -> UserKey:
+    return UserKey(user.tenant_id, user.user_id)
+
+
+def placement_from_proto(placement: placement_pb2.Placement) -> Placement:
+    return Placement(
+        user_from_proto(placement.user),
+        Epoch(placement.epoch),
+        NodeId(placement.node_id),
+        NodeRev(placement.node_rev),
+        placement.address,
+    )
+
+
+def command_from_proto(
+    edge_id: EdgeId, command: pb.EdgeCommand
+) -> AttachEdge | DetachEdge | SubmitMessage | CancelRun | SubmitInput | None:
+    """The command of an edge; None for a body that this version does not know."""
+    match command.WhichOneof("body"):
+        case "submit_message":
+            message = command.submit_message
+            return SubmitMessage(
+                edge_id,
+                command.command_id,
+                message.id,
+                message.content,
+                ThreadId(message.thread_id) or DEFAULT_THREAD,
+                message.agent,
+                message.overlap,
+                command.traceparent,
+            )
+        case "attach":
+            return AttachEdge(edge_id, command.command_id, command.attach.gap_ms)
+        case "detach":
+            return DetachEdge(edge_id)
+        case "cancel_run":
+            cancel = command.cancel_run
+            return CancelRun(
+                edge_id, command.command_id, RunId(cancel.run_id), ThreadId(cancel.thread_id)
+            )
+        case "submit_input":
+            given = command.submit_input
+            return SubmitInput(edge_id, command.command_id, given.request_id, given.value)
+    return None
+
+
+def answer_to_proto(
+    user: UserKey,
+    epoch: Epoch,
+    answer: AnswerAttached | AnswerAccepted | AnswerCancelled | AnswerRefused,
+    known: Epoch,
+) -> pb.Answer:
+    message = pb.Answer(user=user_to_proto(user), epoch=epoch, command_id=answer.command_id)
+    match answer:
+        case AnswerAttached():
+            message.attached.stream_id = answer.stream_id
+            message.attached.sequence = answer.sequence
+            message.attached.oldest_sequence = answer.oldest_sequence
+            message.attached.messages_per_minute = answer.messages_per_minute
+        case AnswerAccepted():
+            message.accepted.id = answer.id
+            message.accepted.run_id = answer.run_id
+            message.accepted.sequence = answer.sequence
+            message.accepted.duplicate = answer.duplicate
+            message.accepted.queue_position = answer.queue_position
+        case AnswerCancelled():
+            message.cancel_accepted.run_id = answer.run_id
+        case AnswerRefused():
+            message.refused.CopyFrom(
+                pb.CommandRefused(
+                    refusal=registry_service_pb2.Refusal(
+                        reason=answer.reason.value,
+                        message=answer.message,
+                        retry_after_ms=answer.retry_after_ms,
+                    ),
+                    known_epoch=known,
+                )
+            )
+    return message
+
+
+def delivery_to_proto(user: UserKey, epoch: Epoch, events: Deliver) -> pb.Delivery:
+    return pb.Delivery(
+        user=user_to_proto(user),
+        epoch=epoch,
+        first_sequence=events.first,
+        last_sequence=events.last,
+        events=events.payloads,
+    )
+
+
+def range_from_proto(request: pb.ReadEventsRequest) -> ReadRange:
+    return ReadRange(
+        after=request.after,
+        until=request.until,
+        limit=min(request.limit or 500, 1000),
+        max_bytes=request.max_bytes or 262_144,
+        thread_id=request.thread_id,
+        newest=request.newest,
+        conversation=request.conversation,
+    )
+
+
+def page_to_proto(page: EventPage) -> pb.ReadEventsResponse:
+    return pb.ReadEventsResponse(
+        stream_id=page.stream_id,
+        events=page.events,
+        sequences=page.sequences,
+        head=page.head,
+        oldest_sequence=page.oldest_sequence,
+        more=page.more,
+    )
+
+
+def threads_to_proto(threads: list[ThreadSummary], next_page: str) -> pb.ListThreadsResponse:
+    return pb.ListThreadsResponse(
+        threads=[
+            pb.Thread(
+                thread_id=thread.thread_id,
+                title=thread.title,
+                sequence=thread.sequence,
+                updated_at=thread.updated_at,
+            )
+            for thread in threads
+        ],
+        next=next_page,
+    )

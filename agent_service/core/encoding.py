@@ -1,0 +1,77 @@
+"""Events as bytes: encoded once, as the exact text of the WebSocket message.
+
+The envelope is joined by hand from parts that are JSON already, since most of them
+do not change within a run; only ids that clients chose are escaped, once per run.
+"""
+
+from dataclasses import dataclass
+
+import orjson
+
+from steward.model.keys import Epoch, RunId, Sequence, StreamId, ThreadId
+from steward.model.stamps import StampCache
+from steward.model.verbs import EventType
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnvelope:
+    """The part of an event's text that is the same for a whole run."""
+
+    thread_id: ThreadId
+    head: bytes
+    trace: bytes
+
+
+def run_envelope(thread_id: ThreadId, run_id: RunId, agent: str, traceparent: str) -> RunEnvelope:
+    head = b'"thread_id":%b,"run_id":%b,"agent":%b,' % (
+        orjson.dumps(thread_id),
+        orjson.dumps(run_id),
+        orjson.dumps(agent),
+    )
+    return RunEnvelope(thread_id, head, orjson.dumps(traceparent))
+
+
+class EventEncoder:
+    """Encodes the events of one manager: one stream under one epoch."""
+
+    __slots__ = ("_epoch", "_stamps", "_stream", "_suffix")
+
+    def __init__(self, stream_id: StreamId, epoch: Epoch) -> None:
+        self._stream = orjson.dumps(stream_id)
+        self._epoch = epoch
+        self._suffix = f"{epoch:x}-{stream_id[:12]}"
+        self._stamps = StampCache()
+
+    def run_id(self, sequence: Sequence) -> RunId:
+        """Id of the run that the message at `sequence` causes; unique across users and epochs."""
+        return RunId(f"r{sequence}-{self._suffix}")
+
+    def time(self, wall_ms: int) -> str:
+        return self._stamps.text(wall_ms)
+
+    def encode(
+        self,
+        type: EventType,
+        sequence: Sequence,
+        wall_ms: int,
+        data: bytes,
+        envelope: RunEnvelope | None,
+        trace: bytes = b"",
+    ) -> bytes:
+        """The text of one event. Without an envelope it belongs to no run, and `trace` is given."""
+        return (
+            b'{"type":"%b","stream_id":%b,"sequence":%d,"epoch":%d,"event_id":"e%d-%b",'
+            b'%b"time":"%b","trace":%b,"data":%b}'
+            % (
+                type.encode(),
+                self._stream,
+                sequence,
+                self._epoch,
+                sequence,
+                self._suffix.encode(),
+                envelope.head if envelope else b"",
+                self._stamps.text(wall_ms).encode(),
+                envelope.trace if envelope else trace,
+                data,
+            )
+        )

@@ -1,0 +1,218 @@
+"""The event log in memory: the meaning of `seal` and `append` in one page, and the engine of tests.
+
+`LogState` is pure and synchronous; simulations drive it and take its `snapshot` as what
+is durable. `MemoryLog` puts the `EventLog` port around it. Both do exactly what the
+SQLite engine does, which the conformance suite checks. They guarantee nothing across
+the end of the process.
+"""
+
+import asyncio
+import secrets
+from asyncio import Future
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from agent_service.core.journal import (
+    Append,
+    AppendOutcome,
+    Committed,
+    Conflict,
+    Fenced,
+    Record,
+    RecordKind,
+    Seal,
+    Sealed,
+    SealOutcome,
+    StoredEvent,
+)
+from agent_service.log.port import EventPage, LogSummary, ReadRange, ThreadSummary
+from agent_service.log.rules import (
+    bounded,
+    check_append,
+    check_seal,
+    cut_page,
+    most_threads,
+    page_after,
+    parse_page,
+    thread_summary,
+)
+from steward.model.keys import Epoch, Sequence, StreamId, UserKey
+
+
+@dataclass(slots=True)
+class _Stream:
+    stream_id: StreamId
+    fence: Epoch
+    activation: str
+    last_append_number: int = 0
+    events: list[StoredEvent] = field(default_factory=list)
+    records: dict[tuple[RecordKind, str], Record] = field(default_factory=dict)
+
+    def copy(self) -> "_Stream":
+        return _Stream(
+            self.stream_id,
+            self.fence,
+            self.activation,
+            self.last_append_number,
+            list(self.events),
+            dict(self.records),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LogSnapshot:
+    """All that a log holds at one moment. Opaque: made by `snapshot`, taken by `restore`."""
+
+    streams: tuple[tuple[UserKey, _Stream], ...]
+
+
+def new_stream_id() -> StreamId:
+    """A random identity for a stream."""
+    return StreamId(secrets.token_hex(8))
+
+
+class LogState:
+    """Every user's stream. `make_stream_id` names new ones; give a seeded one to repeat a run."""
+
+    __slots__ = ("_make_stream_id", "_streams")
+
+    def __init__(self, make_stream_id: Callable[[], StreamId]) -> None:
+        self._make_stream_id = make_stream_id
+        self._streams: dict[UserKey, _Stream] = {}
+
+    def seal(self, seal: Seal) -> SealOutcome:
+        """Raise the fence and read the start, as one step. ValueError for a malformed seal."""
+        check_seal(seal)
+        stream = self._streams.get(seal.user)
+        if stream is None:
+            stream = _Stream(self._make_stream_id(), seal.epoch, seal.activation)
+            self._streams[seal.user] = stream
+        elif seal.epoch > stream.fence:
+            stream.fence = seal.epoch
+            stream.activation = seal.activation
+            stream.last_append_number = 0
+        elif seal.epoch < stream.fence or seal.activation != stream.activation:
+            return Fenced(stream.fence)
+        kept = (r for (kind, _), r in stream.records.items() if kind is not RecordKind.THREAD)
+        return Sealed(
+            stream_id=stream.stream_id,
+            next_sequence=Sequence(len(stream.events) + 1),
+            oldest_sequence=Sequence(1),
+            records=tuple(sorted(kept, key=lambda record: (record.kind, record.key))),
+            last_append_number=stream.last_append_number,
+        )
+
+    def append(self, append: Append) -> AppendOutcome:
+        """Write all of it or nothing. ValueError for a malformed append."""
+        check_append(append)
+        stream = self._streams.get(append.user)
+        if stream is None:
+            return Fenced(Epoch(0))
+        if append.epoch != stream.fence:
+            return Fenced(stream.fence)
+        head = Sequence(len(stream.events) + 1)
+        if append.append_number == stream.last_append_number:
+            return Committed(head)
+        if (
+            append.append_number != stream.last_append_number + 1
+            or append.expected_sequence != head
+        ):
+            return Conflict(head)
+        stream.last_append_number = append.append_number
+        stream.events.extend(append.events)
+        for record in append.records:
+            if record.deleted:
+                stream.records.pop((record.kind, record.key), None)
+            else:
+                stream.records[record.kind, record.key] = record
+        return Committed(Sequence(len(stream.events) + 1))
+
+    def read(self, user: UserKey, wanted: ReadRange) -> EventPage:
+        """Stored events of one user."""
+        stream = self._streams.get(user)
+        if stream is None:
+            return EventPage(StreamId(""), (), (), 0, 1, False)
+        wanted = bounded(wanted)
+        found = _matching(stream.events, wanted)
+        return cut_page(found, wanted, stream.stream_id, len(stream.events), 1)
+
+    def threads(self, user: UserKey, limit: int, page: str) -> tuple[list[ThreadSummary], str]:
+        """Threads of one user, newest first, and the page after these."""
+        limit = most_threads(limit)
+        sequence, thread_id = parse_page(page)
+        stream = self._streams.get(user)
+        records = stream.records.items() if stream is not None else ()
+        all_threads = [
+            thread_summary(key, record.value)
+            for (kind, key), record in records
+            if kind is RecordKind.THREAD
+        ]
+        all_threads.sort(key=lambda thread: (-thread.sequence, thread.thread_id))
+        later = [t for t in all_threads if (-t.sequence, t.thread_id) > (-sequence, thread_id)]
+        listed = later[:limit]
+        return listed, page_after(listed[-1]) if len(later) > limit else ""
+
+    def summary(self, log_id: str) -> LogSummary:
+        """Totals of all streams."""
+        streams = self._streams.values()
+        return LogSummary(
+            log_id=log_id,
+            streams=len(self._streams),
+            events=sum(len(stream.events) for stream in streams),
+            largest_fence=max((stream.fence for stream in streams), default=0),
+            open_runs=sum(kind is RecordKind.RUN for s in streams for kind, _ in s.records),
+        )
+
+    def snapshot(self) -> LogSnapshot:
+        """What a crash at this moment would leave."""
+        return LogSnapshot(tuple((user, stream.copy()) for user, stream in self._streams.items()))
+
+    def restore(self, snapshot: LogSnapshot) -> None:
+        """Go back to a snapshot, of this state or another. It may be restored again."""
+        self._streams = {user: stream.copy() for user, stream in snapshot.streams}
+
+
+def _matching(events: list[StoredEvent], wanted: ReadRange) -> Iterator[tuple[int, bytes]]:
+    span = range(wanted.after, min(wanted.until, len(events)))
+    for index in reversed(span) if wanted.newest else span:
+        event = events[index]
+        if wanted.thread_id and event.thread_id != wanted.thread_id:
+            continue
+        if wanted.conversation and not event.conversation:
+            continue
+        yield index + 1, event.payload
+
+
+class MemoryLog:
+    """The `EventLog` port over a `LogState`. Appends are answered in the next turn of the loop."""
+
+    def __init__(self, state: LogState | None = None) -> None:
+        self.state = state if state is not None else LogState(new_stream_id)
+        self._log_id = secrets.token_hex(8)
+
+    def append(self, append: Append) -> "Future[AppendOutcome]":
+        """A done future with the outcome; its callbacks run in the next turn of the loop."""
+        future: Future[AppendOutcome] = asyncio.get_running_loop().create_future()
+        future.set_result(self.state.append(append))
+        return future
+
+    async def seal(self, seal: Seal) -> SealOutcome:
+        """Raise the fence and read the start, atomically."""
+        return self.state.seal(seal)
+
+    async def read(self, user: UserKey, wanted: ReadRange) -> EventPage:
+        """Stored events; needs no ownership."""
+        return self.state.read(user, wanted)
+
+    async def threads(
+        self, user: UserKey, limit: int, page: str
+    ) -> tuple[list[ThreadSummary], str]:
+        """A page of threads, newest first."""
+        return self.state.threads(user, limit, page)
+
+    async def describe(self) -> LogSummary:
+        """Totals, for operators."""
+        return self.state.summary(self._log_id)
+
+    async def close(self) -> None:
+        """Nothing to let go."""

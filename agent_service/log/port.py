@@ -1,0 +1,125 @@
+"""The `EventLog` port: what the host needs of an event log, whichever engine is behind it.
+
+Every adapter passes the same conformance suite (`tests/integration/log`). An engine
+that fails for good (EIO, disk full, corrupt) raises `LogFailed` and the process
+exits; one that is merely out of reach keeps the append and sends the identical one
+again, so that an append future ends with an outcome or with `LogFailed`, never with a
+guess.
+"""
+
+from asyncio import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent_service.core.journal import Append, AppendOutcome, Seal, SealOutcome
+from steward.model.keys import StreamId, UserKey
+
+
+class LogFailed(Exception):
+    """The engine failed for good: stop the process, as if it had been killed."""
+
+
+class LogFull(Exception):
+    """More appends wait than an adapter holds: somebody has several in flight for one user."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Stored events in ascending order. `head` is the last sequence of the stream, 0 when empty.
+
+    `stream_id` is empty and `head` 0 for a user that was never sealed. `more` says that the asked
+    range holds further events.
+    """
+
+    stream_id: StreamId
+    events: tuple[bytes, ...]
+    sequences: tuple[int, ...]
+    head: int
+    oldest_sequence: int
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadSummary:
+    """One thread of a user, newest first in listings."""
+
+    thread_id: str
+    title: str
+    sequence: int
+    updated_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogSummary:
+    """Totals of a log, for operators. `largest_fence` is 0 for an empty log."""
+
+    log_id: str
+    streams: int
+    events: int
+    largest_fence: int
+    open_runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRange:
+    """Which events: `after < sequence <= until` (0: no end), at most `limit` and `max_bytes`.
+
+    `newest` takes the last `limit` events of the range instead of the first; the page is ascending
+    in both cases. At least one event is returned if there is one, whatever its size.
+    """
+
+    after: int = 0
+    until: int = 0
+    limit: int = 500
+    max_bytes: int = 262_144
+    thread_id: str = ""
+    newest: bool = False
+    conversation: bool = False
+
+
+class EventLog(Protocol):
+    """A durable, fenced, per-user ordered log."""
+
+    def append(self, append: Append) -> "Future[AppendOutcome]":
+        """Start a fenced append; group commits are the engine's business. Never blocks.
+
+        At most one append of an activation may be in flight; the next one is numbered one
+        higher, and any other number than that or the last one is a Conflict. The future is
+        pending as long as the engine is out of reach, and ends with an outcome or LogFailed.
+        Raises ValueError for a malformed append, LogFull when more wait than the adapter holds.
+        """
+        ...
+
+    async def seal(self, seal: Seal) -> SealOutcome:
+        """Raise the fence and read the start, atomically. Repeatable with the same activation.
+
+        Raises as `append` does. Waits as long as the engine is out of reach.
+        """
+        ...
+
+    async def read(self, user: UserKey, wanted: ReadRange) -> EventPage:
+        """Stored events; needs no ownership.
+
+        Raises StewardError(STORE_UNAVAILABLE) when the engine can't be reached in time.
+        """
+        ...
+
+    async def threads(
+        self, user: UserKey, limit: int, page: str
+    ) -> tuple[list[ThreadSummary], str]:
+        """A page of threads, newest first, and the `page` of the next one (empty at the end).
+
+        Raises StewardError: PROTOCOL_VIOLATION for a `page` that no listing gave, and as `read`.
+        """
+        ...
+
+    async def describe(self) -> LogSummary:
+        """Totals, for operators."""
+        ...
+
+    async def close(self) -> None:
+        """Wait, within a bound, for what is in flight, then let go. Safe to call twice.
+
+        What has no answer then is cancelled: its outcome is unknown.
+        """
+        ...

@@ -1,0 +1,237 @@
+"""`LogService` on the wire: seals and appends of many nodes into one engine, answers back.
+
+One stream per node carries everything; what came in one message goes to the engine as
+one piece, and what was answered meanwhile goes back as one message. A stream may have
+`MOST_IN_FLIGHT` operations between being read and being answered; then it is not read
+any further, and HTTP/2 flow control tells the node. An answer that the node did not get
+is lost here: the node sends the same operation again on its next stream, and the engine
+recognises it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from agent_service.core.journal import Sealed
+from agent_service.log.convert import (
+    append_from,
+    fill_append_answer,
+    fill_seal_answer,
+    page_to,
+    range_from,
+    seal_from,
+    summary_to,
+    threads_to,
+    user_from,
+)
+from agent_service.log.port import LogFailed, LogFull
+from agent_service.log.sqlite import SqliteLog
+from agent_service.log.writer import Operation, Outcome
+from steward.errors import Reason, StewardError
+from steward.rpc.outbox import Outbox, OutboxClosed
+from steward.rpc.roles import Role
+from steward.rpc.status import abort
+from steward.v1 import agent_service_pb2, log_service_pb2, log_service_pb2_grpc
+
+MOST_IN_FLIGHT = 8192
+MOST_ANSWER_BYTES = 4 * 1024 * 1024
+
+_SERVICE = "/steward.v1.LogService/"
+ALLOWED: Mapping[str, frozenset[Role]] = {
+    _SERVICE + "HoldLogStream": frozenset({Role.AGENT}),
+    _SERVICE + "ReadStream": frozenset({Role.AGENT}),
+    _SERVICE + "ReadThreads": frozenset({Role.AGENT}),
+    _SERVICE + "DescribeLog": frozenset({Role.AGENT, Role.OPERATOR}),
+}
+"""Who may call what; the interceptor refuses everybody else."""
+
+_FAILED = StewardError(Reason.STORE_UNAVAILABLE, "the event log failed and is about to end")
+
+
+class LogServicer(log_service_pb2_grpc.LogServiceServicer):
+    """The gRPC face of one `SqliteLog`, for nodes of `cluster`."""
+
+    def __init__(self, log: SqliteLog, cluster: str) -> None:
+        self._log = log
+        self._cluster = cluster
+        self._streams: set[_LogStream] = set()
+
+    def end_streams(self) -> None:
+        """End every stream after the answers that are there. Nodes come back by themselves."""
+        for stream in self._streams:
+            stream.end()
+
+    async def HoldLogStream(  # type: ignore[override]  # the stubs know generators only
+        self,
+        request_iterator: AsyncIterator[log_service_pb2.HoldLogStreamRequest],
+        context: Any,
+    ) -> None:
+        stream = _LogStream(self._log)
+        try:
+            await self._greet(request_iterator)
+            welcome = log_service_pb2.LogWelcome(log_id=self._log.log_id)
+            await context.write(log_service_pb2.HoldLogStreamResponse(welcome=welcome))
+            self._streams.add(stream)
+            await stream.hold(request_iterator, context)
+        except StewardError as error:
+            await abort(context, error)
+        finally:
+            self._streams.discard(stream)
+
+    async def _greet(self, requests: AsyncIterator[log_service_pb2.HoldLogStreamRequest]) -> None:
+        async for request in requests:
+            if request.WhichOneof("body") != "hello":
+                break
+            if request.hello.cluster != self._cluster:
+                raise StewardError(
+                    Reason.PERMISSION_DENIED, f"this is cluster {self._cluster!r}; check --cluster"
+                )
+            return
+        raise StewardError(Reason.PROTOCOL_VIOLATION, "a log stream begins with a hello")
+
+    async def ReadStream(
+        self, request: agent_service_pb2.ReadEventsRequest, context: Any
+    ) -> agent_service_pb2.ReadEventsResponse:
+        try:
+            page = await self._log.read(user_from(request.user), range_from(request))
+        except StewardError as error:
+            await abort(context, error)
+        except LogFailed:
+            await abort(context, _FAILED)
+        return page_to(page)
+
+    async def ReadThreads(
+        self, request: agent_service_pb2.ListThreadsRequest, context: Any
+    ) -> agent_service_pb2.ListThreadsResponse:
+        try:
+            threads, following = await self._log.threads(
+                user_from(request.user), request.limit or 50, request.page
+            )
+        except StewardError as error:
+            await abort(context, error)
+        except LogFailed:
+            await abort(context, _FAILED)
+        return threads_to(threads, following)
+
+    async def DescribeLog(
+        self, request: log_service_pb2.DescribeLogRequest, context: Any
+    ) -> log_service_pb2.DescribeLogResponse:
+        try:
+            summary = await self._log.describe()
+        except StewardError as error:
+            await abort(context, error)
+        except LogFailed:
+            await abort(context, _FAILED)
+        return summary_to(summary)
+
+
+class _Answered:
+    """The outcomes of one message's operations: seals first, then appends."""
+
+    __slots__ = ("appends", "outcomes", "seals")
+
+    def __init__(
+        self, seals: Sequence[int], appends: Sequence[int], outcomes: Sequence[Outcome]
+    ) -> None:
+        self.seals = seals
+        self.appends = appends
+        self.outcomes = outcomes
+
+
+class _LogStream:
+    """One node's stream: a reader into the engine, and a writer of answers."""
+
+    def __init__(self, log: SqliteLog) -> None:
+        self._log = log
+        self._answers: Outbox[_Answered] = Outbox()
+        self._in_flight = 0
+        self._room = asyncio.Event()
+        self._error: StewardError | None = None
+
+    def end(self) -> None:
+        """Stop after the answers that are there. Safe to call twice."""
+        self._answers.close()
+
+    async def hold(
+        self, requests: AsyncIterator[log_service_pb2.HoldLogStreamRequest], context: Any
+    ) -> None:
+        """Serve until the stream ends. Raises StewardError for a node that breaks the rules."""
+        reading = asyncio.create_task(self._read(requests))
+        try:
+            while answered := await self._answers.take(64):
+                for message in _responses(answered):
+                    await context.write(message)
+                self._in_flight -= sum(len(a.outcomes) for a in answered)
+                self._room.set()
+        finally:
+            reading.cancel()
+            await asyncio.wait({reading})
+        if not reading.cancelled():
+            reading.result()
+        if self._error is not None:
+            raise self._error
+
+    async def _read(self, requests: AsyncIterator[log_service_pb2.HoldLogStreamRequest]) -> None:
+        try:
+            async for request in requests:
+                if request.WhichOneof("body") != "batch":
+                    raise StewardError(Reason.PROTOCOL_VIOLATION, "only batches follow the hello")
+                await self._submit(request.batch)
+        finally:
+            self._answers.close()
+
+    async def _submit(self, batch: log_service_pb2.LogBatch) -> None:
+        operations: list[Operation] = [seal_from(message) for message in batch.seals]
+        size = 0
+        for message in batch.appends:
+            append, its_size = append_from(message)
+            operations.append(append)
+            size += its_size
+        if not operations:
+            return
+        while self._in_flight and self._in_flight + len(operations) > MOST_IN_FLIGHT:
+            self._room.clear()
+            await self._room.wait()
+        seals = [message.request_id for message in batch.seals]
+        appends = [message.request_id for message in batch.appends]
+        try:
+            self._log.submit(operations, size, partial(self._done, seals, appends))
+        except LogFull as error:
+            raise StewardError(Reason.STORE_UNAVAILABLE, str(error)) from None
+        self._in_flight += len(operations)
+
+    def _done(
+        self, seals: list[int], appends: list[int], outcomes: Sequence[Outcome] | LogFailed
+    ) -> None:
+        if isinstance(outcomes, LogFailed):
+            self._error = _FAILED
+            self._answers.close()
+            return
+        try:
+            self._answers.put(_Answered(seals, appends, outcomes))
+        except OutboxClosed:
+            return  # The node is gone; it asks again on its next stream.
+
+
+def _responses(answered: list[_Answered]) -> list[log_service_pb2.HoldLogStreamResponse]:
+    """As few messages as their size allows: a seal may carry many records."""
+    response = log_service_pb2.HoldLogStreamResponse()
+    responses = [response]
+    size = 0
+    for item in answered:
+        outcomes = iter(item.outcomes)
+        for request_id in item.seals:
+            outcome = next(outcomes)
+            if isinstance(outcome, Sealed):
+                bulk = sum(len(record.key) + len(record.value) for record in outcome.records)
+                if size and size + bulk > MOST_ANSWER_BYTES:
+                    response = log_service_pb2.HoldLogStreamResponse()
+                    responses.append(response)
+                    size = 0
+                size += bulk
+            fill_seal_answer(response.answers.seals.add(), request_id, outcome)  # type: ignore[arg-type]
+        add = response.answers.appends.add
+        for request_id in item.appends:
+            fill_append_answer(add(), request_id, next(outcomes))  # type: ignore[arg-type]
+    return responses

@@ -1,0 +1,265 @@
+"""The event log of one machine: SQLite, one writer thread, what waits commits together.
+
+Guarantees: an outcome is released only after its transaction is durable (WAL,
+synchronous=FULL); operations are applied in the order in which they were submitted;
+reads see committed groups only and never delay a commit. While a group is being
+written the next one collects, so an idle log adds no latency and a busy one shares its
+fsync; there is no timer.
+
+When the engine fails (EIO, disk full, a corrupt page) everything that waits, and all
+that comes later, gets `LogFailed`, and `failed()` returns: the process must end, since
+what the file holds after a failed fsync can't be known from inside.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import threading
+import time
+from asyncio import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TypeVar, cast
+
+from agent_service.core.journal import Append, AppendOutcome, Seal, SealOutcome
+from agent_service.log.counting import CommitCounter
+from agent_service.log.database import DatabaseFile, open_database
+from agent_service.log.memory import new_stream_id
+from agent_service.log.packing import ChunkCorrupt
+from agent_service.log.port import (
+    EventPage,
+    LogFailed,
+    LogFull,
+    LogSummary,
+    ReadRange,
+    ThreadSummary,
+)
+from agent_service.log.reader import read_events, read_summary, read_threads
+from agent_service.log.rules import MOST_WAITING, check_append, check_seal
+from agent_service.log.writer import Group, GroupWriter, Operation, Outcome
+from steward.errors import Reason, StewardError
+from steward.model.keys import UserKey
+from steward.telemetry.catalog import LogMetrics
+
+MOST_COMMIT_BYTES = 8 * 1024 * 1024
+MOST_READS_WAITING = 1024
+
+_logger = logging.getLogger("steward.log")
+
+Result = TypeVar("Result")
+Done = Callable[[Sequence[Outcome] | LogFailed], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Operations that were submitted together, their bytes, and whom to tell the outcomes."""
+
+    operations: Sequence[Operation]
+    size: int
+    done: Done
+
+
+class SqliteLog:
+    """The `EventLog` port over `<data>/events.db`. One event loop; `open` before all else.
+
+    `commit_appends` bounds the operations of one transaction (what was submitted together
+    is never split); `readers` is the number of reads that run side by side.
+    """
+
+    def __init__(
+        self, data: Path, metrics: LogMetrics, *, commit_appends: int = 1000, readers: int = 2
+    ) -> None:
+        self._data = data
+        self._counter = CommitCounter(metrics)
+        self._commit_appends = commit_appends
+        self._readers = readers
+        self._queue: SimpleQueue[_Work | None] = SimpleQueue()
+        self._waiting = 0
+        self._reading = 0
+        self._closed = False
+        self._failure: LogFailed | None = None
+        self._failed = asyncio.Event()
+        self._connections: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+
+    async def open(self) -> None:
+        """Take the lock, open the file, start the threads.
+
+        Raises EnvironmentUnusable when another process has the file or it can't be used.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._file: DatabaseFile = await self._loop.run_in_executor(None, open_database, self._data)
+        for _ in range(self._readers):
+            self._connections.put(self._file.reader())
+        self._pool = ThreadPoolExecutor(self._readers, thread_name_prefix="log-reader")
+        self._writer = threading.Thread(target=self._write, name="log-writer", daemon=True)
+        self._writer.start()
+
+    @property
+    def log_id(self) -> str:
+        """Identity of the database, made with it."""
+        return self._file.log_id
+
+    def submit(self, operations: Sequence[Operation], size: int, done: Done) -> None:
+        """Queue operations, checked before, that carry `size` bytes. `done` runs on the loop.
+
+        Raises LogFull. The cheap way in for a stream that has many at once.
+        """
+        if self._failure is not None:
+            self._loop.call_soon(done, self._failure)
+            return
+        if self._closed:
+            raise RuntimeError("the event log is closed")
+        if self._waiting + len(operations) > MOST_WAITING:
+            raise LogFull(f"{self._waiting} operations wait")
+        self._waiting += len(operations)
+        self._queue.put(_Work(operations, size, done))
+
+    def append(self, append: Append) -> "Future[AppendOutcome]":
+        """Start a fenced append. As in the port."""
+        return cast("Future[AppendOutcome]", self._start(append, check_append(append)))
+
+    async def seal(self, seal: Seal) -> SealOutcome:
+        """Raise the fence and read the start, atomically. As in the port."""
+        check_seal(seal)
+        return cast(SealOutcome, await self._start(seal, 0))
+
+    def _start(self, operation: Operation, size: int) -> "Future[Outcome]":
+        future: Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def done(outcomes: Sequence[Outcome] | LogFailed) -> None:
+            if future.done():
+                return
+            if isinstance(outcomes, LogFailed):
+                future.set_exception(outcomes)
+            else:
+                future.set_result(outcomes[0])
+
+        self.submit((operation,), size, done)
+        return future
+
+    async def read(self, user: UserKey, wanted: ReadRange) -> EventPage:
+        """Stored events. As in the port."""
+        return await self._read(lambda connection: read_events(connection, user, wanted))
+
+    async def threads(
+        self, user: UserKey, limit: int, page: str
+    ) -> tuple[list[ThreadSummary], str]:
+        """A page of threads, newest first. As in the port."""
+        return await self._read(lambda connection: read_threads(connection, user, limit, page))
+
+    async def describe(self) -> LogSummary:
+        """Totals, for operators."""
+        return await self._read(lambda connection: read_summary(connection, self.log_id))
+
+    async def failed(self) -> LogFailed:
+        """Returns when the engine failed for good."""
+        await self._failed.wait()
+        assert self._failure is not None
+        return self._failure
+
+    async def close(self) -> None:
+        """Commit what waits, then let go of the file. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        await self._loop.run_in_executor(None, self._release)
+
+    def _release(self) -> None:
+        self._writer.join()
+        self._pool.shutdown()
+        while not self._connections.empty():
+            self._connections.get().close()
+        self._file.close()
+
+    async def _read(self, query: Callable[[sqlite3.Connection], Result]) -> Result:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed or self._reading >= MOST_READS_WAITING:
+            raise StewardError(Reason.STORE_UNAVAILABLE, "too many reads wait; try again")
+
+        def run() -> Result:
+            connection = self._connections.get()
+            try:
+                return query(connection)
+            finally:
+                self._connections.put(connection)
+
+        self._reading += 1
+        try:
+            return await self._loop.run_in_executor(self._pool, run)
+        except (sqlite3.Error, ChunkCorrupt) as error:
+            raise self._fail(error) from error
+        finally:
+            self._reading -= 1
+
+    def _fail(self, error: Exception) -> LogFailed:
+        """Remember that the engine is done for. On the loop."""
+        if self._failure is None:
+            _logger.critical("event log failed for good: %s", error)
+            self._failure = LogFailed(f"event log failed: {error}")
+            self._failed.set()
+        return self._failure
+
+    def _write(self) -> None:
+        """The writer thread: commit what waits and hand back the outcomes, until told to end."""
+        writer = GroupWriter(self._file.writer, new_stream_id)
+        while works := self._take():
+            operations = [operation for work in works for operation in work.operations]
+            began = time.perf_counter()
+            try:
+                group = writer.commit(operations)
+            except Exception as error:
+                # Whatever it was, the file's state is unknown from here on.
+                self._loop.call_soon_threadsafe(self._abandon, works, error)
+                return
+            self._counter.count(operations, group, time.perf_counter() - began)
+            self._loop.call_soon_threadsafe(self._deliver, works, group)
+
+    def _take(self) -> list[_Work]:
+        """What waits, within the bounds of one transaction; waits for the first. Empty: the end."""
+        works: list[_Work] = []
+        number = size = 0
+        while number < self._commit_appends and size < MOST_COMMIT_BYTES:
+            try:
+                work = self._queue.get(block=not works)
+            except Empty:
+                break
+            if work is None:
+                if works:
+                    self._queue.put(None)
+                break
+            works.append(work)
+            number += len(work.operations)
+            size += work.size
+        return works
+
+    def _deliver(self, works: list[_Work], group: Group) -> None:
+        if self._failure is not None:
+            # A read met damage: nothing may be told to be safe any more.
+            return self._tell(works, self._failure)
+        at = 0
+        for work in works:
+            end = at + len(work.operations)
+            self._waiting -= len(work.operations)
+            work.done(group.outcomes[at:end])
+            at = end
+        return None
+
+    def _abandon(self, works: list[_Work], error: Exception) -> None:
+        failure = self._fail(error)
+        self._tell(works, failure)
+        left: list[_Work] = []
+        while not self._queue.empty():
+            work = self._queue.get()
+            if work is not None:
+                left.append(work)
+        self._tell(left, failure)
+
+    def _tell(self, works: list[_Work], failure: LogFailed) -> None:
+        for work in works:
+            self._waiting -= len(work.operations)
+            work.done(failure)

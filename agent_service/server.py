@@ -1,0 +1,182 @@
+"""The node's gRPC server: edge streams in and out, and reads of stored events.
+
+One `EdgeStream` per (edge, node) pair carries all users. What waits travels together in
+one `NodeBatch`; an edge that does not read fills its box, and then its stream is ended,
+never the memory of the node: it opens another, attaches, and catches up from the log.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from agent_service import convert
+from agent_service.core.effects import Deliver
+from agent_service.host.host import ManagerHost
+from agent_service.host.ports import EdgeAnswer
+from agent_service.log.port import EventLog
+from steward.errors import Reason, StewardError
+from steward.model.keys import EdgeId, Epoch, NodeIncarnation, UserKey
+from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
+from steward.rpc.roles import Role
+from steward.rpc.status import abort
+from steward.v1 import agent_service_pb2 as pb
+from steward.v1.agent_service_pb2_grpc import AgentServiceServicer
+
+_log = logging.getLogger(__name__)
+
+SERVICE = "/steward.v1.AgentService/"
+ALLOWED: dict[str, frozenset[Role]] = {
+    SERVICE + "HoldEdgeStream": frozenset({Role.EDGE}),
+    SERVICE + "ReadEvents": frozenset({Role.EDGE, Role.OPERATOR}),
+    SERVICE + "ListThreads": frozenset({Role.EDGE}),
+}
+MOST_PER_BATCH = 512
+MOST_BYTES_PER_BATCH = 4 * 1024 * 1024
+HELLO_S = 3.0
+READ_S = 10.0
+
+
+class EdgeStream:
+    """One edge's stream, as the host sees it (`EdgePort`)."""
+
+    def __init__(self, edge_id: EdgeId) -> None:
+        self.edge_id = edge_id
+        self.outbox: Outbox[pb.Answer | pb.Delivery] = Outbox()
+
+    def answer(self, user: UserKey, epoch: Epoch, answer: EdgeAnswer, known: Epoch) -> None:
+        self._put(convert.answer_to_proto(user, epoch, answer, known))
+
+    def deliver(self, user: UserKey, epoch: Epoch, events: Deliver) -> None:
+        self._put(convert.delivery_to_proto(user, epoch, events))
+
+    def manager_lost(self, user: UserKey, epoch: Epoch, reason: Reason, known: Epoch) -> None:
+        lost = pb.ManagerLost(reason=reason.value, known_epoch=known)
+        self._put(pb.Answer(user=convert.user_to_proto(user), epoch=epoch, manager_lost=lost))
+
+    def _put(self, item: pb.Answer | pb.Delivery) -> None:
+        try:
+            self.outbox.put(item)
+        except OutboxFull:
+            _log.warning("an edge does not read; its stream is ended", extra={"edge": self.edge_id})
+            self.outbox.close()
+        except OutboxClosed:
+            pass  # The stream is ending; the edge attaches again on the next one.
+
+
+class AgentServicer(AgentServiceServicer):
+    """Wire in, wire out; decides nothing."""
+
+    def __init__(self, host: ManagerHost, log: EventLog, cluster: str) -> None:
+        self._host = host
+        self._log = log
+        self._cluster = cluster
+        self._numbers = itertools.count(1)
+        self._streams: set[EdgeStream] = set()
+        self.incarnation: NodeIncarnation | None = None
+
+    async def HoldEdgeStream(
+        self,
+        request_iterator: AsyncIterator[pb.HoldEdgeStreamRequest],
+        context: "grpc.aio.ServicerContext[Any, Any]",
+    ) -> AsyncIterator[pb.HoldEdgeStreamResponse]:
+        requests = aiter(request_iterator)
+        hello = await self._hello(requests, context)
+        # A number of its own for each stream: a late end of an old one detaches only its own.
+        stream = EdgeStream(EdgeId(f"{hello.edge_id}#{next(self._numbers)}"))
+        self._streams.add(stream)
+        self._host.edge_opened(stream)
+        reading = asyncio.ensure_future(self._read(requests, stream))
+        try:
+            assert self.incarnation is not None
+            node_id, node_rev = self.incarnation
+            yield pb.HoldEdgeStreamResponse(
+                welcome=pb.NodeStreamWelcome(node_id=node_id, node_rev=node_rev)
+            )
+            while items := await stream.outbox.take(MOST_PER_BATCH):
+                yield pb.HoldEdgeStreamResponse(batch=_batch(items))
+        finally:
+            self._streams.discard(stream)
+            self._host.edge_closed(stream.edge_id)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def ReadEvents(
+        self, request: pb.ReadEventsRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> pb.ReadEventsResponse:
+        user = convert.user_from_proto(request.user)
+        try:
+            wanted = convert.range_from_proto(request)
+            page = await asyncio.wait_for(self._log.read(user, wanted), READ_S)
+        except TimeoutError:
+            await abort(context, StewardError(Reason.STORE_UNAVAILABLE, "the log is silent"))
+        except StewardError as error:
+            await abort(context, error)
+        return convert.page_to_proto(page)
+
+    async def ListThreads(
+        self, request: pb.ListThreadsRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> pb.ListThreadsResponse:
+        user = convert.user_from_proto(request.user)
+        limit = min(request.limit or 100, 1000)
+        try:
+            reading = self._log.threads(user, limit, request.page)
+            threads, next_page = await asyncio.wait_for(reading, READ_S)
+        except TimeoutError:
+            await abort(context, StewardError(Reason.STORE_UNAVAILABLE, "the log is silent"))
+        except StewardError as error:
+            await abort(context, error)
+        return convert.threads_to_proto(threads, next_page)
+
+    def close_streams(self) -> None:
+        """End every edge stream after what waits was sent. Safe to call twice."""
+        for stream in list(self._streams):
+            stream.outbox.close()
+
+    async def _hello(
+        self,
+        requests: AsyncIterator[pb.HoldEdgeStreamRequest],
+        context: "grpc.aio.ServicerContext[Any, Any]",
+    ) -> pb.EdgeStreamHello:
+        try:
+            first = await asyncio.wait_for(anext(requests), HELLO_S)
+        except (TimeoutError, StopAsyncIteration):
+            await abort(context, StewardError(Reason.PROTOCOL_VIOLATION, "hello must come first"))
+        hello = first.hello
+        if first.WhichOneof("body") != "hello" or not hello.edge_id:
+            await abort(context, StewardError(Reason.PROTOCOL_VIOLATION, "hello must come first"))
+        if hello.cluster != self._cluster:
+            message = f"this node is of cluster {self._cluster!r}"
+            await abort(context, StewardError(Reason.PERMISSION_DENIED, message))
+        if self.incarnation is None:
+            message = "this node has not joined the registry yet"
+            await abort(context, StewardError(Reason.NODE_DRAINING, message))
+        if hello.node_rev and hello.node_rev != self.incarnation.node_rev:
+            message = f"this is incarnation {self.incarnation.node_rev}; resolve again"
+            await abort(context, StewardError(Reason.EPOCH_STALE, message))
+        return hello
+
+    async def _read(
+        self, requests: AsyncIterator[pb.HoldEdgeStreamRequest], stream: EdgeStream
+    ) -> None:
+        try:
+            async for request in requests:
+                for proto in request.commands.commands:
+                    command = convert.command_from_proto(stream.edge_id, proto)
+                    if command is not None:
+                        user = convert.user_from_proto(proto.user)
+                        self._host.command(user, Epoch(proto.epoch), command, proto.traceparent)
+        except grpc.RpcError:
+            pass  # The edge is gone; the write side ends the same way.
+        finally:
+            stream.outbox.close()
+
+
+def _batch(items: list[pb.Answer | pb.Delivery]) -> pb.NodeBatch:
+    return pb.NodeBatch(
+        answers=[item for item in items if isinstance(item, pb.Answer)],
+        deliveries=[item for item in items if isinstance(item, pb.Delivery)],
+    )

@@ -1,0 +1,145 @@
+"""Between the edge's own values and the protos: the only module that knows both."""
+
+from collections.abc import Iterable
+
+from edge.core.commands import (
+    Accepted,
+    Answer,
+    AnswerBody,
+    Attach,
+    Attached,
+    CancelAccepted,
+    CancelRun,
+    Delivery,
+    Detach,
+    EdgeCommand,
+    InputAccepted,
+    ManagerLost,
+    Refused,
+    SubmitInput,
+    SubmitMessage,
+)
+from steward.errors import Reason, StewardError
+from steward.model.identity import Identity
+from steward.model.keys import Epoch, NodeId, NodeRev, StreamId, UserKey
+from steward.model.placement import Placement
+from steward.v1 import (
+    agent_service_pb2,
+    auth_service_pb2,
+    placement_pb2,
+    registry_service_pb2,
+)
+
+
+def user_to_proto(user: UserKey) -> placement_pb2.UserKey:
+    return placement_pb2.UserKey(tenant_id=user.tenant, user_id=user.user)
+
+
+def user_of(proto: placement_pb2.UserKey) -> UserKey:
+    return UserKey(proto.tenant_id, proto.user_id)
+
+
+def placement_of(proto: placement_pb2.Placement) -> Placement:
+    return Placement(
+        user=user_of(proto.user),
+        epoch=Epoch(proto.epoch),
+        node_id=NodeId(proto.node_id),
+        node_rev=NodeRev(proto.node_rev),
+        address=proto.address,
+    )
+
+
+def reason_of(text: str) -> Reason:
+    """The row of that name; a name of a later version is INTERNAL."""
+    return Reason(text) if text in Reason.__members__ else Reason.INTERNAL
+
+
+def error_of_refusal(proto: registry_service_pb2.Refusal) -> StewardError:
+    return StewardError(
+        reason_of(proto.reason), proto.message, retry_after_ms=proto.retry_after_ms or None
+    )
+
+
+def identity_of(proto: auth_service_pb2.Identity) -> Identity:
+    return Identity(
+        user=user_of(proto.user),
+        scopes=tuple(proto.scopes),
+        expires_at_ms=proto.expires_at_ms,
+        issued_at_ms=proto.issued_at_ms,
+        token_id=proto.token_id,
+    )
+
+
+def command_to_proto(command: EdgeCommand) -> agent_service_pb2.EdgeCommand:
+    proto = agent_service_pb2.EdgeCommand(
+        user=user_to_proto(command.user),
+        epoch=command.epoch,
+        command_id=command.command_id,
+        traceparent=command.traceparent,
+    )
+    match command.body:
+        case Attach():
+            proto.attach.SetInParent()
+        case Detach():
+            proto.detach.SetInParent()
+        case SubmitMessage(id, content, thread_id, agent, overlap):
+            message = proto.submit_message
+            message.id = id
+            message.content = content
+            message.thread_id = thread_id
+            message.agent = agent
+            message.overlap = overlap
+        case CancelRun(run_id, thread_id):
+            proto.cancel_run.run_id = run_id
+            proto.cancel_run.thread_id = thread_id
+            proto.cancel_run.SetInParent()
+        case SubmitInput(request_id, value):
+            proto.submit_input.request_id = request_id
+            proto.submit_input.value = value
+    return proto
+
+
+def answer_of(proto: agent_service_pb2.Answer) -> Answer:
+    return Answer(user_of(proto.user), Epoch(proto.epoch), proto.command_id, _answer_body_of(proto))
+
+
+def _answer_body_of(proto: agent_service_pb2.Answer) -> AnswerBody:
+    match proto.WhichOneof("body"):
+        case "attached":
+            attached = proto.attached
+            return Attached(
+                StreamId(attached.stream_id), attached.sequence, max(attached.oldest_sequence, 1)
+            )
+        case "accepted":
+            accepted = proto.accepted
+            return Accepted(
+                accepted.id,
+                accepted.run_id,
+                accepted.sequence,
+                accepted.duplicate,
+                accepted.queue_position,
+            )
+        case "cancel_accepted":
+            return CancelAccepted(proto.cancel_accepted.run_id)
+        case "input_accepted":
+            return InputAccepted(proto.input_accepted.request_id)
+        case "manager_lost":
+            return ManagerLost(proto.manager_lost.reason, proto.manager_lost.known_epoch)
+        case "refused":
+            refusal = proto.refused.refusal
+            return Refused(
+                reason_of(refusal.reason),
+                refusal.message,
+                refusal.retry_after_ms,
+                proto.refused.known_epoch,
+            )
+        case _:
+            return Refused(Reason.INTERNAL, "an answer of a later version")
+
+
+def deliveries_of(protos: Iterable[agent_service_pb2.Delivery]) -> list[Delivery]:
+    return [
+        Delivery(user_of(proto.user), Epoch(proto.epoch), proto.first_sequence, list(proto.events))
+        for proto in protos
+        if proto.events
+    ]

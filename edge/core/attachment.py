@@ -1,0 +1,472 @@
+"""`Attachment`: how one user's manager is found, followed and spoken to from this edge.
+
+One machine per user with somebody connected. It resolves the placement, attaches, and
+when the manager is lost (fenced, moved, passivated, its node or stream gone) it begins
+again with a `min_epoch` that keeps it from coming back to the same stale answer. It goes
+on for as long as somebody is connected, with a backoff from 50 ms to 1 s; how long a
+connection waits for its first `ready` is the session's affair.
+
+It guarantees: deliveries of an epoch that is not the attached one are not accepted (P15);
+`max_epoch` never goes down; every command is kept until it is answered and sent again to
+the next manager, which de-duplicates; the buffer is bounded, and what does not fit is
+refused at once. Commands of a user go out in the order in which they came.
+
+Pure: the driver numbers commands and spreads backoffs (`spread`, 0 to 1000).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+from edge.core.commands import (
+    Accepted,
+    Answer,
+    Attach,
+    Attached,
+    CommandOutcome,
+    Detach,
+    EdgeCommand,
+    ManagerLost,
+    Refused,
+    UserCommand,
+)
+from edge.core.rate import Allowance
+from edge.core.resume import StreamHead
+from steward.errors import Reason
+from steward.model.keys import Epoch, NodeIncarnation, UserKey
+from steward.model.placement import Placement
+
+MOST_PENDING: Final = 256
+ATTACH_ANSWER_MS: Final = 3_000
+FIRST_BACKOFF_MS: Final = 50
+MOST_BACKOFF_MS: Final = 1_000
+LINGER_MS: Final = 2_000
+ABANDON_MS: Final = 30_000
+
+
+class AttachmentState(Enum):
+    """How far the search for the manager is."""
+
+    IDLE = auto()
+    RESOLVING = auto()
+    ATTACHING = auto()
+    LIVE = auto()
+    WAITING = auto()
+
+
+# ---- commands
+
+
+@dataclass(frozen=True, slots=True)
+class Occupied:
+    """Somebody is connected, or waits for an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vacated:
+    """Nobody is, any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveFailed:
+    reason: Reason
+    retry_after_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    """This incarnation can't be talked to. `fenced`: by the registry's word, for good."""
+
+    incarnation: NodeIncarnation
+    fenced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementMoved:
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A command of a client. `ticket` names it towards the driver, once."""
+
+    ticket: int
+    traceparent: str
+    body: UserCommand
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Command = (
+    Occupied
+    | Vacated
+    | Resolved
+    | ResolveFailed
+    | Answered
+    | NodeLost
+    | PlacementMoved
+    | Submit
+    | Tick
+)
+
+
+# ---- effects
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveManager:
+    """Ask the registry; the answer comes as `Resolved` or `ResolveFailed`, always."""
+
+    min_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendCommand:
+    """Send on the stream to this placement's node; it is opened if need be."""
+
+    placement: Placement
+    command: EdgeCommand
+
+
+@dataclass(frozen=True, slots=True)
+class HeadKnown:
+    """Attached: tell every session."""
+
+    head: StreamHead
+
+
+@dataclass(frozen=True, slots=True)
+class SearchFailed:
+    """This attempt failed: tell the sessions that were never ready."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The outcome of the command with this ticket."""
+
+    ticket: int
+    outcome: CommandOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """Nobody needs this attachment any more: forget it."""
+
+
+Effect = ResolveManager | SendCommand | HeadKnown | SearchFailed | Settle | Over
+
+
+@dataclass(slots=True)
+class _Pending:
+    ticket: int
+    traceparent: str
+    body: UserCommand
+
+
+class Attachment:
+    """One user's tie to its manager, as this edge holds it."""
+
+    __slots__ = (
+        "_allowance",
+        "_attach_id",
+        "_attempt",
+        "_due_ms",
+        "_empty_since",
+        "_head",
+        "_ids",
+        "_min_epoch",
+        "_pending",
+        "_spread",
+        "live_epoch",
+        "max_epoch",
+        "placement",
+        "state",
+        "user",
+    )
+
+    def __init__(
+        self, now_ms: int, user: UserKey, messages_per_minute: int, ids: Iterator[int], spread: int
+    ) -> None:
+        """`ids` gives numbers that no other user of this edge uses, from 1."""
+        self.user = user
+        self.state = AttachmentState.IDLE
+        self.placement: Placement | None = None
+        # The epoch whose deliveries are accepted; 0 while there is none.
+        self.live_epoch = 0
+        self.max_epoch = 0
+        self._head: StreamHead | None = None
+        self._allowance = Allowance(messages_per_minute, now_ms)
+        self._ids = ids
+        self._spread = spread
+        self._pending: dict[int, _Pending] = {}
+        self._attach_id = 0
+        self._attempt = 0
+        self._min_epoch = 0
+        self._due_ms = 0
+        self._empty_since = 0
+
+    def head(self, sequence: int) -> StreamHead | None:
+        """The head for one more session, `sequence` being the last delivered; None if not live."""
+        head = self._head
+        if head is None or not self.live_epoch:
+            return None
+        if sequence <= head.sequence:
+            return head
+        return StreamHead(head.stream_id, sequence, head.oldest, head.node_id, head.epoch)
+
+    def next_deadline(self) -> int | None:
+        """When the next `Tick` is due; None when nothing waits for time."""
+        due = self._due_ms or None
+        if self._empty_since:
+            wait = ABANDON_MS if self._pending else LINGER_MS
+            gone = self._empty_since + wait
+            return gone if due is None else min(due, gone)
+        return due
+
+    def handle(self, now_ms: int, command: Command) -> list[Effect]:
+        """Apply one command; the effects are to be done in order."""
+        match command:
+            case Occupied():
+                self._empty_since = 0
+                return self._resolve() if self.state is AttachmentState.IDLE else []
+            case Vacated():
+                self._empty_since = now_ms
+                return []
+            case Resolved(placement):
+                return self._on_resolved(now_ms, placement)
+            case ResolveFailed(reason, retry_after_ms):
+                if self.state is not AttachmentState.RESOLVING:
+                    return []
+                return self._wait(now_ms, reason, retry_after_ms)
+            case Answered(answer):
+                return self._on_answer(now_ms, answer)
+            case NodeLost(incarnation, fenced):
+                return self._on_node_lost(now_ms, incarnation, fenced)
+            case PlacementMoved(placement):
+                if self.state is AttachmentState.IDLE or placement.epoch <= self._floor():
+                    return []
+                return self._attach(now_ms, placement)
+            case Submit(ticket, traceparent, body):
+                return self._on_submit(now_ms, ticket, traceparent, body)
+            case Tick():
+                return self._on_tick(now_ms)
+
+    # ---- finding the manager
+
+    def _floor(self) -> int:
+        """An epoch that is known already, or known to be over."""
+        known = self.placement.epoch if self.placement is not None else 0
+        return max(known, self.max_epoch, self._min_epoch - 1)
+
+    def _resolve(self) -> list[Effect]:
+        self.state = AttachmentState.RESOLVING
+        self.live_epoch = 0
+        self._due_ms = 0
+        return [ResolveManager(max(self._min_epoch, self.max_epoch))]
+
+    def _wait(self, now_ms: int, reason: Reason, least_ms: int = 0) -> list[Effect]:
+        """Back off, then resolve again."""
+        self.state = AttachmentState.WAITING
+        self.live_epoch = 0
+        backoff = min(FIRST_BACKOFF_MS << min(self._attempt, 8), MOST_BACKOFF_MS)
+        self._attempt += 1
+        # Between a half and the whole: users that were lost together come back apart.
+        spread_ms = max(backoff * (1000 + self._spread) // 2000, 1)
+        self._due_ms = now_ms + max(spread_ms, min(least_ms, MOST_BACKOFF_MS))
+        return [SearchFailed(reason)]
+
+    def _on_resolved(self, now_ms: int, placement: Placement) -> list[Effect]:
+        if self.state is not AttachmentState.RESOLVING:
+            return []
+        if placement.epoch < max(self._min_epoch, self.max_epoch):
+            return self._wait(now_ms, Reason.MANAGER_UNAVAILABLE)
+        return self._attach(now_ms, placement)
+
+    def _attach(self, now_ms: int, placement: Placement) -> list[Effect]:
+        self.state = AttachmentState.ATTACHING
+        self.live_epoch = 0
+        self.placement = placement
+        self.max_epoch = max(self.max_epoch, placement.epoch)
+        self._attach_id = next(self._ids)
+        self._due_ms = now_ms + ATTACH_ANSWER_MS
+        command = EdgeCommand(self.user, placement.epoch, self._attach_id, "", Attach())
+        return [SendCommand(placement, command)]
+
+    def _on_answer(self, now_ms: int, answer: Answer) -> list[Effect]:
+        match answer.body:
+            case Attached() as attached:
+                return self._on_attached(answer, attached)
+            case ManagerLost(_, known_epoch):
+                return self._on_lost(now_ms, answer.epoch, known_epoch)
+            case Refused() as refused if answer.command_id == self._attach_id:
+                return self._on_attach_refused(now_ms, answer.epoch, refused)
+            case Refused() as refused if refused.inside_only:
+                if answer.command_id not in self._pending:
+                    return []
+                return self._on_lost(now_ms, answer.epoch, refused.known_epoch, gone=False)
+            case outcome:
+                return self._settle(answer.command_id, outcome)
+
+    def _on_attached(self, answer: Answer, attached: Attached) -> list[Effect]:
+        placement = self.placement
+        if (
+            self.state is not AttachmentState.ATTACHING
+            or placement is None
+            or answer.command_id != self._attach_id
+        ):
+            return []
+        self.state = AttachmentState.LIVE
+        self.live_epoch = placement.epoch
+        self._attempt = 0
+        self._due_ms = 0
+        self._head = StreamHead(
+            attached.stream_id,
+            attached.sequence,
+            attached.oldest,
+            placement.node_id,
+            Epoch(placement.epoch),
+        )
+        effects: list[Effect] = [HeadKnown(self._head)]
+        for command_id, pending in self._pending.items():
+            effects.append(self._command(placement, command_id, pending))
+        return effects
+
+    def _on_attach_refused(self, now_ms: int, epoch: int, refused: Refused) -> list[Effect]:
+        if self.state is not AttachmentState.ATTACHING:
+            return []
+        if refused.known_epoch > epoch:
+            self._min_epoch = max(self._min_epoch, refused.known_epoch)
+        elif refused.reason is Reason.EPOCH_STALE:
+            self._min_epoch = max(self._min_epoch, epoch + 1)
+        else:
+            self._min_epoch = max(self._min_epoch, epoch)
+        return self._wait(now_ms, refused.reason, refused.retry_after_ms)
+
+    def _on_lost(
+        self, now_ms: int, epoch: int, known_epoch: int, *, gone: bool = True
+    ) -> list[Effect]:
+        """The manager of `epoch` is no more (`gone`), or is not the one that counts."""
+        placement = self.placement
+        if placement is None or epoch < placement.epoch:
+            return []
+        least = epoch + 1 if gone else epoch
+        self._min_epoch = max(self._min_epoch, least, known_epoch)
+        match self.state:
+            case AttachmentState.LIVE:
+                return self._resolve()
+            case AttachmentState.ATTACHING:
+                return self._wait(now_ms, Reason.MANAGER_UNAVAILABLE)
+            case _:
+                return []
+
+    def _on_node_lost(
+        self, now_ms: int, incarnation: NodeIncarnation, fenced: bool
+    ) -> list[Effect]:
+        placement = self.placement
+        if placement is None or placement.incarnation != incarnation:
+            return []
+        self._min_epoch = max(self._min_epoch, placement.epoch + 1 if fenced else placement.epoch)
+        match self.state:
+            case AttachmentState.LIVE:
+                return self._resolve()
+            case AttachmentState.ATTACHING if fenced:
+                return self._resolve()
+            case AttachmentState.ATTACHING:
+                return self._wait(now_ms, Reason.MANAGER_UNAVAILABLE)
+            case AttachmentState.WAITING if fenced:
+                return self._resolve()
+            case _:
+                return []
+
+    # ---- commands of clients
+
+    def _on_submit(
+        self, now_ms: int, ticket: int, traceparent: str, body: UserCommand
+    ) -> list[Effect]:
+        wait_ms = self._allowance.take(now_ms)
+        if wait_ms:
+            text = "too many messages; wait before the next one"
+            return [Settle(ticket, Refused(Reason.RATE_LIMITED, text, wait_ms))]
+        if len(self._pending) >= MOST_PENDING:
+            text = "too many messages wait for the manager"
+            return [Settle(ticket, Refused(Reason.RATE_LIMITED, text, MOST_BACKOFF_MS))]
+        command_id = next(self._ids)
+        pending = _Pending(ticket, traceparent, body)
+        self._pending[command_id] = pending
+        if self.state is AttachmentState.LIVE and self.placement is not None:
+            return [self._command(self.placement, command_id, pending)]
+        return self._resolve() if self.state is AttachmentState.IDLE else []
+
+    def _command(self, placement: Placement, command_id: int, pending: _Pending) -> SendCommand:
+        command = EdgeCommand(
+            self.user, placement.epoch, command_id, pending.traceparent, pending.body
+        )
+        return SendCommand(placement, command)
+
+    def _settle(self, command_id: int, outcome: CommandOutcome) -> list[Effect]:
+        pending = self._pending.get(command_id)
+        if pending is None:
+            return []
+        if isinstance(outcome, Accepted) and not _is_for(outcome, pending.body):
+            return []
+        del self._pending[command_id]
+        return [Settle(pending.ticket, outcome)]
+
+    # ---- time
+
+    def _on_tick(self, now_ms: int) -> list[Effect]:
+        if self._empty_since and self._may_end(now_ms):
+            return self._end()
+        if not self._due_ms or now_ms < self._due_ms:
+            return []
+        match self.state:
+            case AttachmentState.WAITING:
+                return self._resolve()
+            case AttachmentState.ATTACHING:
+                # Silent: it may be stopped. The registry knows whether it lives.
+                placement = self.placement
+                if placement is not None:
+                    self._min_epoch = max(self._min_epoch, placement.epoch)
+                return [SearchFailed(Reason.MANAGER_UNAVAILABLE), *self._resolve()]
+            case _:
+                return []
+
+    def _may_end(self, now_ms: int) -> bool:
+        wait = ABANDON_MS if self._pending else LINGER_MS
+        return now_ms >= self._empty_since + wait
+
+    def _end(self) -> list[Effect]:
+        effects: list[Effect] = []
+        placement = self.placement
+        if placement is not None and self.state in (
+            AttachmentState.LIVE,
+            AttachmentState.ATTACHING,
+        ):
+            detach = EdgeCommand(self.user, placement.epoch, next(self._ids), "", Detach())
+            effects.append(SendCommand(placement, detach))
+        self.state = AttachmentState.IDLE
+        self.live_epoch = 0
+        self._due_ms = 0
+        self._empty_since = 0
+        self._pending.clear()
+        return [*effects, Over()]
+
+
+def _is_for(outcome: Accepted, body: UserCommand) -> bool:
+    return getattr(body, "id", None) == outcome.id

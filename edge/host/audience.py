@@ -1,0 +1,249 @@
+"""`Audience`: all connections of one user at this edge, and their tie to the user's manager.
+
+It drives the user's `Attachment` and hands live batches to the sessions. The epoch of
+every delivery is compared with the attached one before anything else (P15). Each batch is
+framed once, whatever the number of connections. It lives from the user's first
+connection or request until nobody has needed it for a while.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from edge.core.attachment import (
+    Attachment,
+    Command,
+    Effect,
+    HeadKnown,
+    Occupied,
+    Over,
+    Resolved,
+    ResolveFailed,
+    ResolveManager,
+    SearchFailed,
+    SendCommand,
+    Settle,
+    Submit,
+    Tick,
+    Vacated,
+)
+from edge.core.batch import EventBatch
+from edge.core.commands import CommandOutcome, Delivery, UserCommand
+from edge.core.resume import StreamHead
+from edge.core.session import (
+    AttachFailed,
+    CommandSettled,
+    End,
+    ReadPage,
+    Send,
+    SessionState,
+    StreamAttached,
+)
+from edge.host.connection import Connection
+from edge.host.wheel import TimerWheel
+from edge.uplink.port import Nodes, Registry
+from steward.errors import Reason, StewardError
+from steward.model.keys import UserKey
+from steward.model.placement import Placement
+from steward.runtime.clock import boot_ms
+from steward.telemetry.tracing import Tracing
+
+_log = logging.getLogger(__name__)
+
+Outcome = Callable[[CommandOutcome], None]
+
+
+class Surroundings(Protocol):
+    """What audiences and connections share: the edge around them."""
+
+    registry: Registry
+    nodes: Nodes
+    wheel: TimerWheel
+    tracing: Tracing
+
+    def read_page(self, audience: "Audience", connection: Connection, page: ReadPage) -> None: ...
+
+    def check_token(self, connection: Connection, token: str) -> None: ...
+
+    def attached(self, connection: Connection) -> None: ...
+
+    def received(self) -> None: ...
+
+    def sent(self, effect: Send) -> None: ...
+
+    def leaving(self, connection: Connection, code: int) -> None: ...
+
+    def lost(self, connection: Connection) -> None: ...
+
+    def over(self, audience: "Audience") -> None: ...
+
+
+class Audience:
+    """One user's connections at this edge. Implements `Owner` and `Timed`."""
+
+    __slots__ = (
+        "_around",
+        "_outcomes",
+        "_tickets",
+        "_visitors",
+        "attachment",
+        "connections",
+        "sequence",
+        "user",
+        "wheel_slot",
+    )
+
+    def __init__(self, around: Surroundings, user: UserKey, attachment: Attachment) -> None:
+        self.user = user
+        self.attachment = attachment
+        # Replaced, never changed: it may be walked while somebody leaves.
+        self.connections: tuple[Connection, ...] = ()
+        # The last event of the stream that this edge has seen.
+        self.sequence = 0
+        self.wheel_slot = 0
+        self._around = around
+        self._visitors = 0
+        self._tickets = 0
+        self._outcomes: dict[int, Outcome] = {}
+
+    # ---- the hot path
+
+    def deliver(self, delivery: Delivery) -> int | None:
+        """Hand stored events to every connection. How many took them; None: stale, dropped."""
+        if delivery.epoch != self.attachment.live_epoch:
+            return None
+        batch = EventBatch(delivery.first, delivery.events)
+        if batch.last > self.sequence:
+            self.sequence = batch.last
+        taken = 0
+        for connection in self.connections:
+            if connection.deliver(batch):
+                taken += 1
+        return taken
+
+    # ---- who is here
+
+    def join(self, connection: Connection) -> None:
+        """A new connection; an older one with the same client id ends at once."""
+        if connection.client_id:
+            for other in self.connections:
+                if other.client_id == connection.client_id:
+                    other.handle(End(Reason.CONNECTION_REPLACED))
+        self.connections = (*self.connections, connection)
+        head = self.attachment.head(self.sequence)
+        if head is not None:
+            self._attach(connection, head)
+        self.handle(Occupied())
+
+    def enter(self) -> None:
+        """Somebody without a connection needs the manager, until `exit`."""
+        self._visitors += 1
+        self.handle(Occupied())
+
+    def exit(self) -> None:
+        self._visitors -= 1
+        self._vacate()
+
+    def command(self, traceparent: str, body: UserCommand, outcome: Outcome) -> None:
+        """Send a command; `outcome` is called once, if the manager ever answers."""
+        tracing = self._around.tracing
+        trace = traceparent or tracing.new_root()
+        if tracing.enabled:
+            attributes = {"steward.command": type(body).__name__}
+            trace = tracing.record("edge.receive", trace, time.time_ns(), attributes)
+        self._tickets += 1
+        self._outcomes[self._tickets] = outcome
+        self.handle(Submit(self._tickets, trace, body))
+
+    # ---- the attachment
+
+    @property
+    def placement(self) -> Placement | None:
+        return self.attachment.placement
+
+    def handle(self, command: Command) -> None:
+        """Give a command to the attachment and do what it wants. Never raises."""
+        try:
+            effects = self.attachment.handle(boot_ms(), command)
+            for effect in effects:
+                self._do(effect)
+        except Exception:
+            _log.exception("an attachment stumbled over an error of this process")
+        deadline = self.attachment.next_deadline()
+        if deadline is not None:
+            self._around.wheel.schedule(self, deadline)
+
+    def on_deadline(self, now_ms: int) -> None:
+        """See `Timed`."""
+        self.handle(Tick())
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case ResolveManager(min_epoch):
+                future = self._around.registry.resolve(self.user, min_epoch)
+                future.add_done_callback(self._on_resolved)
+            case SendCommand(placement, command):
+                self._around.nodes.send(placement, command)
+            case HeadKnown(head):
+                self.sequence = max(self.sequence, head.sequence)
+                for connection in self.connections:
+                    self._attach(connection, head)
+            case SearchFailed(reason):
+                for connection in self.connections:
+                    if connection.session.state is SessionState.ATTACHING:
+                        connection.handle(AttachFailed(reason))
+            case Settle(ticket, outcome):
+                waiting = self._outcomes.pop(ticket, None)
+                if waiting is not None:
+                    waiting(outcome)
+            case Over():
+                self._outcomes.clear()
+                self._around.over(self)
+
+    def _on_resolved(self, future: "asyncio.Future[Placement]") -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self.handle(Resolved(future.result()))
+        elif isinstance(error, StewardError):
+            self.handle(ResolveFailed(error.reason, error.retry_after_ms or 0))
+        else:
+            self.handle(ResolveFailed(Reason.INTERNAL))
+
+    def _attach(self, connection: Connection, head: StreamHead) -> None:
+        first = connection.session.state is SessionState.ATTACHING
+        connection.handle(StreamAttached(head))
+        if first:
+            self._around.attached(connection)
+
+    def _vacate(self) -> None:
+        if not self.connections and not self._visitors:
+            self.handle(Vacated())
+
+    # ---- Owner
+
+    def submit(self, connection: Connection, ref: str, command: UserCommand) -> None:
+        self.command("", command, lambda outcome: connection.handle(CommandSettled(ref, outcome)))
+
+    def read_page(self, connection: Connection, page: ReadPage) -> None:
+        self._around.read_page(self, connection, page)
+
+    def check_token(self, connection: Connection, token: str) -> None:
+        self._around.check_token(connection, token)
+
+    def received(self) -> None:
+        self._around.received()
+
+    def sent(self, effect: Send) -> None:
+        self._around.sent(effect)
+
+    def leaving(self, connection: Connection, code: int) -> None:
+        self.connections = tuple(c for c in self.connections if c is not connection)
+        self._around.leaving(connection, code)
+        self._vacate()
+
+    def lost(self, connection: Connection) -> None:
+        self._around.lost(connection)

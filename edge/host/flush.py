@@ -1,0 +1,54 @@
+"""Writes of one loop turn, joined: each connection is written once, however much it got.
+
+A connection that gets bytes is marked; at the end of the turn every marked connection
+makes one `transport.write`. There is no writer task and no queue per connection.
+"""
+
+import asyncio
+import time
+from typing import Protocol
+
+from prometheus_client import Histogram
+
+from steward.runtime.clock import boot_ms
+
+
+class Flushed(Protocol):
+    """Something that collects bytes."""
+
+    def flush(self, now_ms: int) -> None:
+        """Write what was collected. Never raises."""
+        ...
+
+
+class Flusher:
+    """The list of marked connections of this turn."""
+
+    __slots__ = ("_dirty", "_loop", "_seconds", "_since")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: Histogram) -> None:
+        """`seconds` observes the time from `begin` to the writes."""
+        self._loop = loop
+        self._seconds = seconds
+        self._dirty: list[Flushed] = []
+        self._since = 0.0
+
+    def begin(self) -> None:
+        """Deliveries came off a stream: their way to the sockets is timed from here."""
+        if not self._since:
+            self._since = time.perf_counter()
+
+    def mark(self, connection: Flushed) -> None:
+        """Flush this connection at the end of the turn. The caller marks once a turn."""
+        if not self._dirty:
+            self._loop.call_soon(self._flush)
+        self._dirty.append(connection)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        now_ms = boot_ms()
+        for connection in dirty:
+            connection.flush(now_ms)
+        if self._since:
+            self._seconds.observe(time.perf_counter() - self._since)
+            self._since = 0.0

@@ -1,0 +1,146 @@
+"""What the edge needs of its peers, whichever transport is behind it.
+
+Two implementations: gRPC (`registry`, `auth`, `nodes`) and in memory (`memory`). None of
+these calls waits without a deadline; every future ends with a value or a `StewardError`.
+What peers push arrives at the listeners, on the event loop, in order.
+"""
+
+from asyncio import Future
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edge.core.commands import Answer, Delivery, EdgeCommand
+from steward.model.identity import Identity
+from steward.model.keys import NodeIncarnation, StreamId, UserKey
+from steward.model.placement import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class TicketIssued:
+    ticket: str
+    expires_in_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """A fresh token; Unix milliseconds."""
+
+    token: str
+    expires_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Stored events, ascending and consecutive unless a thread was asked for."""
+
+    stream_id: StreamId
+    events: list[bytes]
+    sequences: list[int]
+    head: int
+    oldest: int
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EventRange:
+    """Which events: `after < sequence <= until` (0: no end), at most `limit`.
+
+    `newest` takes the last `limit` instead of the first.
+    """
+
+    after: int = 0
+    until: int = 0
+    limit: int = 500
+    thread_id: str = ""
+    newest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadSummary:
+    thread_id: str
+    title: str
+    sequence: int
+    updated_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadPage:
+    threads: list[ThreadSummary]
+    next: str
+
+
+class RegistryListener(Protocol):
+    """What the registry pushes."""
+
+    def node_fenced(self, incarnation: NodeIncarnation, cause: str) -> None: ...
+
+    def placement_moved(self, placement: Placement) -> None: ...
+
+
+class AuthListener(Protocol):
+    """What auth pushes."""
+
+    def user_revoked(self, user: UserKey, issued_before_ms: int) -> None: ...
+
+
+class NodeListener(Protocol):
+    """What agent nodes say. Answers of a batch come before its deliveries."""
+
+    def answered(self, answers: Sequence[Answer]) -> None: ...
+
+    def delivered(self, deliveries: Sequence[Delivery]) -> None: ...
+
+    def node_lost(self, incarnation: NodeIncarnation, why: str, *, reached: bool) -> None:
+        """The stream is over. `reached`: it had been open."""
+        ...
+
+
+class Registry(Protocol):
+    """The single source of truth for where a user's manager is."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    def resolve(self, user: UserKey, min_epoch: int) -> "Future[Placement]":
+        """The user's placement, made if there is none. Batched with what else waits."""
+        ...
+
+    def report_unreachable(self, incarnation: NodeIncarnation, evidence: str) -> None:
+        """This edge can't reach that node; the registry decides what it means."""
+        ...
+
+
+class Auth(Protocol):
+    """Decides who somebody is. Away: StewardError(MANAGER_UNAVAILABLE), never a yes."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    def check_token(self, token: str) -> "Future[Identity]": ...
+
+    def redeem_ticket(self, ticket: str, origin: str) -> "Future[Identity]": ...
+
+    def issue_ticket(self, token: str, origin: str) -> "Future[TicketIssued]": ...
+
+    def redeem_login(self, code: str) -> "Future[LoggedIn]": ...
+
+
+class Nodes(Protocol):
+    """The streams to agent nodes, one per incarnation, opened at the first use."""
+
+    def send(self, placement: Placement, command: EdgeCommand) -> None:
+        """Send in order. If the stream breaks, `node_lost` says so: commands may be lost."""
+        ...
+
+    async def read_events(
+        self, user: UserKey, wanted: EventRange, near: Placement | None
+    ) -> EventPage:
+        """A page of stored events from any live node, `near` first. Raises StewardError."""
+        ...
+
+    async def list_threads(
+        self, user: UserKey, limit: int, page: str, near: Placement | None
+    ) -> ThreadPage:
+        """Threads, newest first, from any live node. Raises StewardError."""
+        ...

@@ -1,0 +1,83 @@
+"""`python -m registry_service`: the composition root of the registry."""
+
+import os
+import sys
+
+from prometheus_client import CollectorRegistry
+
+from registry_service.core.registry import Registry
+from registry_service.driver import RegistryDriver
+from registry_service.server import ALLOWED, RegistryServicer
+from registry_service.settings import RegistrySettings
+from registry_service.store.sqlite import SqliteStore
+from registry_service.uplink import TcpDialer
+from steward.config.settings import SettingsError, load
+from steward.rpc.factory import make_server
+from steward.rpc.keys import CONTROL_KEY, load_or_create_key
+from steward.rpc.roles import RoleVerifier
+from steward.runtime.clock import boot_ms, wall_ms
+from steward.runtime.service import EnvironmentUnusable, run
+from steward.telemetry.catalog import RegistryMetrics
+from steward.v1 import registry_service_pb2_grpc
+
+STOP_GRACE_S = 1.0
+
+
+class RegistryService:
+    """The registry as a `Service`: store and machine first, then the door."""
+
+    def __init__(self, settings: RegistrySettings) -> None:
+        self.metrics = CollectorRegistry()
+        self._settings = settings
+        self._catalog = RegistryMetrics(self.metrics)
+        self._driver: RegistryDriver | None = None
+        self._serving = False
+
+    async def start(self) -> None:
+        settings = self._settings
+        key = load_or_create_key(settings.data, CONTROL_KEY)
+        store = SqliteStore(settings.data / "registry.db", wall_ms)
+        machine = Registry(settings.config())
+        driver = RegistryDriver(machine, store, TcpDialer(), self._catalog, boot_ms)
+        await driver.start()
+        self._driver = driver
+        self._server = make_server(RoleVerifier(key, settings.cluster), ALLOWED)
+        registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
+            RegistryServicer(driver, settings.cluster, self._catalog), self._server
+        )
+        address = f"{settings.host}:{settings.grpc_port}"
+        try:
+            self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise EnvironmentUnusable(f"port {address} can't be used; choose another") from None
+        await self._server.start()
+        self._serving = True
+
+    def unready(self) -> str | None:
+        return None if self._serving else "the store is not open yet"
+
+    async def failed(self) -> None:
+        assert self._driver is not None
+        cause = await self._driver.failed()
+        print(f"steward: registry ends: {cause}", file=sys.stderr)
+
+    async def stop(self) -> None:
+        """Stop the machine before the streams: their end must not look like nodes that died."""
+        self._serving = False
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            await driver.stop()
+            await self._server.stop(STOP_GRACE_S)
+
+
+def main() -> None:
+    try:
+        settings = load(RegistrySettings, sys.argv[1:], os.environ)
+    except SettingsError as error:
+        print(f"steward: {error}", file=sys.stderr)
+        sys.exit(2)
+    run(lambda: RegistryService(settings), settings)
+
+
+if __name__ == "__main__":
+    main()

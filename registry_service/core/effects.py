@@ -1,0 +1,215 @@
+"""Everything that the registry wants done, as values.
+
+The driver performs them in order. `handle` puts transactions first, then grants, then
+answers; an answer that depends on a write is only made after that write's outcome came
+back, so no effect has to wait for another of the same list.
+"""
+
+from dataclasses import dataclass
+
+from registry_service.core.commands import DialId, PeerId, TransactionId
+from registry_service.core.transactions import Evidence, NodeRecord, StoreOperation
+from steward.errors import Reason
+from steward.model.keys import NodeIncarnation, NodeRev, Revision, UserKey
+from steward.model.placement import Placement
+
+# Messages to a peer
+
+
+@dataclass(frozen=True, slots=True)
+class NodeWelcome:
+    node_rev: NodeRev
+    ttl_ms: int
+    beat_ms: int
+    registry_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryBeat:
+    beat: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRenewed:
+    renewal: int
+    ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementsGranted:
+    placements: tuple[Placement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementsConfirmed:
+    request_id: int
+    placements: tuple[Placement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementsReleased:
+    request_id: int
+    deleted: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFenced:
+    """To the node itself: stop. To an edge: ask anew for the users of this incarnation."""
+
+    incarnation: NodeIncarnation
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeWelcome:
+    registry_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserRefused:
+    user: UserKey
+    reason: Reason
+    message: str
+    retry_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ManagersResolved:
+    """In the order of the request. `cached` of the placements needed no store."""
+
+    request_id: int
+    results: tuple[Placement | UserRefused, ...]
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementFound:
+    placement: Placement | None
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    record: NodeRecord
+    draining: bool
+    managers: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterDescribed:
+    nodes: tuple[NodeStatus, ...]
+    revision: Revision
+    placements: int
+    edges: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeathRecorded:
+    fenced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Ends the stream or call with a row of the error table."""
+
+    reason: Reason
+    message: str
+
+
+Message = (
+    NodeWelcome
+    | RegistryBeat
+    | LeaseRenewed
+    | PlacementsGranted
+    | PlacementsConfirmed
+    | PlacementsReleased
+    | NodeFenced
+    | EdgeWelcome
+    | ManagersResolved
+    | PlacementFound
+    | ClusterDescribed
+    | DeathRecorded
+    | Refused
+)
+
+
+# Effects
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Start this store transaction; its outcome comes back as `FinishTransaction`."""
+
+    transaction: TransactionId
+    operations: tuple[StoreOperation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Give a message to a peer. A peer that is gone meanwhile needs nothing."""
+
+    peer: PeerId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """End a peer's stream, after what was sent on it."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Try to connect to a node's address; the outcome comes back as `FinishDial`."""
+
+    dial: DialId
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """This process must end: another one owns the store."""
+
+    cause: str
+
+
+# Notices: nothing to do but count and log
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUp:
+    incarnation: NodeIncarnation
+    address: str
+    resumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDraining:
+    incarnation: NodeIncarnation
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    incarnation: NodeIncarnation
+    cause: str
+    evidence: Evidence
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalRecorded:
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class GraceBegun:
+    """Until `until_ms` only proof and refused dials fence a node."""
+
+    cause: str
+    until_ms: int
+
+
+Notice = NodeUp | NodeDraining | NodeLost | RefusalRecorded | GraceBegun
+Effect = Commit | Send | Close | Dial | Halt | Notice

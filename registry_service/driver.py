@@ -1,0 +1,278 @@
+"""Runs the `Registry` machine: one task owns it, there are no locks.
+
+The rules of order, which the simulation's driver keeps too:
+
+1. Commands are handled one by one, in the order in which they were submitted.
+2. The effects of a command are performed in their order before the next command is handled:
+   transactions are started first, then messages go to their peers.
+3. A message that depends on a write is made only by the command that brings the outcome of that
+   write, so nothing is told before it is durable.
+4. Then the timer is set to `next_deadline()`; when it comes, a `Tick` is submitted like any other.
+
+What waits in the queue of commands is bounded by the peers: each reads on only after it
+submitted, and what waits for the store is bounded in the machine.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from registry_service.core.commands import (
+    Command,
+    DialId,
+    FinishDial,
+    FinishTransaction,
+    PeerId,
+    Recover,
+    Tick,
+    TransactionId,
+)
+from registry_service.core.effects import (
+    Close,
+    Commit,
+    Dial,
+    Effect,
+    GraceBegun,
+    Halt,
+    ManagersResolved,
+    Message,
+    NodeDraining,
+    NodeLost,
+    NodeUp,
+    RefusalRecorded,
+    Send,
+)
+from registry_service.core.registry import Registry, RegistrySnapshot
+from registry_service.core.transactions import Outcome
+from registry_service.store.port import PlacementStore, StoreFailed
+from registry_service.uplink import Dialer
+from steward.model.placement import Placement
+from steward.telemetry.catalog import RegistryMetrics
+
+log = logging.getLogger("steward.registry")
+
+
+class Peer(Protocol):
+    """The outgoing side of a stream or a call. Neither method waits or raises."""
+
+    def deliver(self, message: Message) -> None: ...
+
+    def end(self) -> None:
+        """Nothing more will come; end after what was delivered."""
+        ...
+
+
+class RegistryDriver:
+    """Owns one machine, its store and its timer. `clock` is boot time in milliseconds."""
+
+    def __init__(
+        self,
+        machine: Registry,
+        store: PlacementStore,
+        dialer: Dialer,
+        metrics: RegistryMetrics,
+        clock: Callable[[], int],
+    ) -> None:
+        self._machine = machine
+        self._store = store
+        self._dialer = dialer
+        self._metrics = _Counters(metrics)
+        self._clock = clock
+        self._commands: deque[Command] = deque()
+        self._peers: dict[PeerId, Peer] = {}
+        self._last_peer = 0
+        self._dials: set[asyncio.Task[None]] = set()
+        self._waker: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms: int | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        """Open the store and begin. Raises EnvironmentUnusable."""
+        view = await self._store.open()
+        self.submit(Recover(view))
+        self._task = asyncio.create_task(self._run(), name="registry-driver")
+
+    async def stop(self) -> None:
+        """Stop handling commands, end all peers, close the store. Safe to call twice."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        if self._timer is not None:
+            self._timer.cancel()
+        dials = set(self._dials)
+        for dial in dials:
+            dial.cancel()
+        if dials:
+            await asyncio.wait(dials)
+        for peer in list(self._peers.values()):
+            peer.end()
+        await self._store.close()
+
+    async def failed(self) -> str:
+        """Returns why, when this process must end: the store is broken, or somebody else's."""
+        return await asyncio.shield(self._failure)
+
+    def connect(self, peer: Peer) -> PeerId:
+        """Give a stream or call its number; messages to that number go to `peer`."""
+        self._last_peer += 1
+        number = PeerId(self._last_peer)
+        self._peers[number] = peer
+        return number
+
+    def disconnect(self, number: PeerId) -> None:
+        """Forget a peer; later messages to it are dropped. Safe to call twice."""
+        self._peers.pop(number, None)
+
+    def submit(self, command: Command) -> None:
+        """Hand a command to the machine; never waits. It is handled in a later turn of the loop."""
+        self._commands.append(command)
+        if self._waker is not None and not self._waker.done():
+            self._waker.set_result(None)
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                while self._commands:
+                    command = self._commands.popleft()
+                    for effect in self._machine.handle(self._clock(), command):
+                        self._perform(effect)
+                self._set_timer()
+                self._waker = asyncio.get_running_loop().create_future()
+                await self._waker
+        except Exception:
+            # A bug in the machine: its state can't be trusted, and the store holds the truth.
+            log.exception("the registry machine failed")
+            self._fail("the registry machine failed")
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Send(number, message):
+                if isinstance(message, ManagersResolved):
+                    self._metrics.resolved(message)
+                peer = self._peers.get(number)
+                if peer is not None:
+                    peer.deliver(message)
+            case Commit(transaction, operations):
+                began = time.perf_counter()
+                future = self._store.commit(operations)
+                future.add_done_callback(lambda done: self._committed(transaction, began, done))
+            case Close(number):
+                peer = self._peers.get(number)
+                if peer is not None:
+                    peer.end()
+            case Dial(dial, address):
+                task = asyncio.create_task(self._dial(dial, address))
+                self._dials.add(task)
+                task.add_done_callback(self._dials.discard)
+            case Halt(cause):
+                self._fail(cause)
+            case NodeUp(incarnation, address, resumed):
+                verb = "resumed" if resumed else "joined"
+                log.info("node %s/%d %s from %s", *incarnation, verb, address)
+            case NodeDraining(incarnation):
+                log.info("node %s/%d drains", *incarnation)
+            case NodeLost(incarnation, cause, evidence, detail):
+                self._metrics.fenced(evidence.value)
+                log.warning(
+                    "node %s/%d fenced: %s (evidence %s: %s)",
+                    *incarnation,
+                    cause,
+                    evidence.value,
+                    detail,
+                )
+            case RefusalRecorded(kind, detail):
+                self._metrics.refused(kind)
+                log.warning("refused: %s (%s)", kind, detail)
+            case GraceBegun(cause, _):
+                log.info("grace begins: %s", cause)
+
+    def _committed(
+        self, transaction: TransactionId, began: float, done: "asyncio.Future[Outcome]"
+    ) -> None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is not None:
+            if not isinstance(error, StoreFailed):
+                log.error("the store raised %r", error)
+            self._fail(str(error))
+            return
+        self._metrics.committed(time.perf_counter() - began)
+        self.submit(FinishTransaction(transaction, done.result()))
+
+    async def _dial(self, dial: DialId, address: str) -> None:
+        outcome = await self._dialer.dial(address)
+        self.submit(FinishDial(dial, outcome))
+
+    def _set_timer(self) -> None:
+        self._metrics.observe(self._machine.snapshot())
+        deadline = self._machine.next_deadline()
+        if deadline == self._timer_ms:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_ms = deadline
+        if deadline is not None:
+            delay_s = max(0, deadline - self._clock()) / 1000
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._due)
+
+    def _due(self) -> None:
+        if self._timer_ms is not None:
+            self._metrics.late(max(0, self._clock() - self._timer_ms))
+        self._timer, self._timer_ms = None, None
+        self.submit(Tick())
+
+    def _fail(self, cause: str) -> None:
+        if not self._failure.done():
+            self._failure.set_result(cause)
+
+
+class _Counters:
+    """The metrics of the registry with their labels resolved."""
+
+    def __init__(self, metrics: RegistryMetrics) -> None:
+        self._metrics = metrics
+        self._cached = metrics.resolves.labels("cached")
+        self._placed = metrics.resolves.labels("placed")
+        self._refused = metrics.resolves.labels("refused")
+        self._up = metrics.nodes.labels("up")
+        self._away = metrics.nodes.labels("away")
+        self._draining = metrics.nodes.labels("draining")
+
+    def resolved(self, message: ManagersResolved) -> None:
+        total = len(message.results)
+        if message.cached:
+            self._cached.inc(message.cached)
+        if total > message.cached:
+            placed = sum(isinstance(result, Placement) for result in message.results)
+            self._placed.inc(placed - message.cached)
+            self._refused.inc(total - placed)
+
+    def committed(self, seconds: float) -> None:
+        self._metrics.commit_seconds.observe(seconds)
+
+    def fenced(self, evidence: str) -> None:
+        self._metrics.fences.labels(evidence).inc()
+
+    def refused(self, kind: str) -> None:
+        self._metrics.refusals.labels(kind).inc()
+
+    def late(self, ms: int) -> None:
+        self._metrics.loop_lag.observe(ms / 1000)
+
+    def observe(self, snapshot: RegistrySnapshot) -> None:
+        nodes = [node for node in snapshot.nodes if not node.fencing]
+        draining = sum(node.draining for node in nodes)
+        up = sum(node.up and not node.draining for node in nodes)
+        self._up.set(up)
+        self._draining.set(draining)
+        self._away.set(len(nodes) - up - draining)
+        self._metrics.placements.set(sum(node.placements for node in nodes))
+        self._metrics.edges.set(snapshot.edges)

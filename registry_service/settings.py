@@ -1,0 +1,39 @@
+"""Settings of the registry: the process, and the numbers that operators may turn."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from registry_service.core.config import RegistryConfig
+from steward.config.settings import ServiceSettings, setting
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySettings(ServiceSettings):
+    """`registry.*`; the file of the embedded store is `<data>/registry.db`."""
+
+    SECTION: ClassVar[str] = "registry"
+
+    ttl_ms: int = setting(
+        5_000, help="Lease of a node: fenced after this long without a renewal.", unit="ms"
+    )
+    beat_ms: int = setting(250, help="Time between beats, both ways.", unit="ms")
+    resolve_wait_ms: int = setting(
+        2_000, help="How long a resolve waits for a node before it is refused.", unit="ms"
+    )
+    cached_placements: int = setting(262_144, help="Placements kept in memory.", unit="users")
+    most_waiting: int = setting(65_536, help="Resolves that may wait at once.", unit="users")
+
+    def name(self) -> str:
+        """The id of this process; `registry` unless set."""
+        return self.id or "registry"
+
+    def config(self) -> RegistryConfig:
+        """The numbers of the machine."""
+        return RegistryConfig(
+            registry_id=self.name(),
+            ttl_ms=self.ttl_ms,
+            beat_ms=self.beat_ms,
+            resolve_wait_ms=self.resolve_wait_ms,
+            cached_placements=self.cached_placements,
+            most_waiting=self.most_waiting,
+        )

@@ -1,0 +1,164 @@
+"""The placement store on SQLite: for one machine, one registry process, one file.
+
+WAL with synchronous=FULL, an exclusive lock for the life of the process, one writer
+thread, one transaction per batch. What was answered is on disk. A second process is
+refused by the lock; should a lock ever be lost, the term that every batch compares
+stops the loser. It does not serve other readers: operators ask the registry.
+"""
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from asyncio import Future
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from registry_service.core.transactions import (
+    Committed,
+    Outcome,
+    StoreOperation,
+    StoreView,
+    TermLost,
+)
+from registry_service.store.port import LedgerRow, StoreFailed
+from registry_service.store.tables import Tables, read_ledger
+from steward.model.keys import UserKey
+from steward.runtime.service import EnvironmentUnusable
+
+T = TypeVar("T")
+
+
+class SqliteStore:
+    """A `PlacementStore` in the file `path`; `wall_ms` stamps ledger rows."""
+
+    def __init__(self, path: Path, wall_ms: Callable[[], int]) -> None:
+        self._path = path
+        self._wall_ms = wall_ms
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._term = 0
+        self._closed = False
+        # Of the writer thread alone.
+        self._connection: sqlite3.Connection | None = None
+        self._tables: Tables | None = None
+
+    async def open(self) -> StoreView:
+        self._thread = threading.Thread(target=self._work, name="registry-store", daemon=True)
+        self._thread.start()
+        return await self._call(self._open)
+
+    def commit(self, operations: tuple[StoreOperation, ...]) -> "Future[Outcome]":
+        return self._call(lambda: self._commit(operations))
+
+    async def ledger(self, user: UserKey | None, limit: int) -> list[LedgerRow]:
+        return await self._call(lambda: read_ledger(self._opened(), user, limit))
+
+    async def close(self) -> None:
+        if self._thread is None or self._closed:
+            return
+        closing = self._call(self._close)
+        self._closed = True
+        self._jobs.put(None)
+        await closing
+
+    # On the writer thread
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _call(self, work: Callable[[], T]) -> "Future[T]":
+        """Run `work` on the writer thread, after all that was asked before."""
+        loop = asyncio.get_running_loop()
+        future: Future[T] = loop.create_future()
+        if self._closed:
+            future.set_exception(StoreFailed("the store is closed"))
+            return future
+
+        def job() -> None:
+            try:
+                result = work()
+            except (sqlite3.Error, OSError) as error:
+                failure = StoreFailed(f"{self._path}: {error}")
+                self._post(loop, lambda: _fail(future, failure))
+            except (EnvironmentUnusable, StoreFailed) as error:
+                refusal = error
+                self._post(loop, lambda: _fail(future, refusal))
+            else:
+                self._post(loop, lambda: _succeed(future, result))
+
+        self._jobs.put(job)
+        return future
+
+    @staticmethod
+    def _post(loop: asyncio.AbstractEventLoop, done: Callable[[], None]) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(done)
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise StoreFailed(f"{self._path} is not open")
+        return self._connection
+
+    def _open(self) -> StoreView:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(
+                self._path, timeout=0, isolation_level=None, check_same_thread=False
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise EnvironmentUnusable(f"{self._path} can't be opened: {error}") from None
+        try:
+            # Before the first use of the file: then WAL needs no shared memory either.
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            self._tables = Tables(connection, self._wall_ms)
+            connection.execute("BEGIN EXCLUSIVE")
+            self._tables.create()
+            self._term, view = self._tables.start()
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            connection.close()
+            if "locked" in str(error):
+                why = "another registry process uses it; stop that one, or use another --data"
+            else:
+                why = str(error)
+            raise EnvironmentUnusable(f"{self._path} can't be used: {why}") from None
+        self._connection = connection
+        return view
+
+    def _commit(self, operations: tuple[StoreOperation, ...]) -> Outcome:
+        connection, tables = self._opened(), self._tables
+        assert tables is not None
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            term = tables.begin()
+            if term != self._term:
+                connection.execute("ROLLBACK")
+                return TermLost(term)
+            results = tuple(tables.apply(operation) for operation in operations)
+            revision = tables.finish()
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise StoreFailed(f"{self._path}: {error}") from error
+        return Committed(results, revision)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _succeed(future: "Future[T]", result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: "Future[T]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

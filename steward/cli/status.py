@@ -1,0 +1,103 @@
+"""`steward status`: the processes of a running cluster, and its nodes as the registry has them.
+
+Processes are those of `cluster.json`, each asked on its ops port whether it is ready.
+Exit code 0 when all are ready and the registry answers, else 1.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from steward.cli.cluster_file import NoCluster, ProcessEntry, read_cluster
+from steward.cli.layout import data_path
+from steward.cli.probe import Readiness, readiness
+from steward.errors import StewardError
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the command and its options."""
+    parser = subparsers.add_parser(
+        "status",
+        help="show the processes and nodes of a running cluster",
+        description="Show the processes and nodes of a running cluster.",
+    )
+    parser.add_argument("--data", type=data_path, default=".steward", metavar="DIR")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the status; 1 when something is not ready."""
+    from steward.rpc.keys import KeyUnusable
+
+    try:
+        status = asyncio.run(_look(args.data))
+    except (NoCluster, StewardError) as error:
+        print(f"steward: {error}", file=sys.stderr)
+        return 1
+    except KeyUnusable as error:
+        print(f"steward: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(status, indent=2) if args.json else _table(status))
+    return 0 if all(process["ready"] for process in status["processes"]) else 1
+
+
+async def _look(data: Path) -> dict[str, Any]:
+    from steward.cli.operator_calls import Operator
+
+    cluster = read_cluster(data)
+    answers = await asyncio.gather(*(_ready(entry) for entry in cluster.processes))
+    async with Operator(data) as operator:
+        described = await operator.describe_cluster(cluster.address("registry"))
+    return {
+        "cluster": described.cluster,
+        "url": cluster.url,
+        "pid": cluster.pid,
+        "revision": described.revision,
+        "placements": described.placements,
+        "edges": described.edges,
+        "processes": [
+            {
+                "role": entry.role,
+                "id": entry.id,
+                "pid": entry.pid,
+                "ready": answer.ready,
+                "why": answer.why,
+            }
+            for entry, answer in zip(cluster.processes, answers, strict=True)
+        ],
+        "nodes": [
+            {
+                "node_id": node.node_id,
+                "node_rev": node.node_rev,
+                "address": node.address,
+                "managers": node.managers,
+                "capacity": node.capacity,
+                "draining": node.draining,
+            }
+            for node in described.nodes
+        ],
+    }
+
+
+async def _ready(entry: ProcessEntry) -> Readiness:
+    return Readiness(True) if entry.ops is None else await readiness(entry.ops)
+
+
+def _table(status: dict[str, Any]) -> str:
+    lines = [
+        f"{status['url']}  {status['placements']} users placed, {status['edges']} edges, "
+        f"revision {status['revision']}"
+    ]
+    for process in status["processes"]:
+        state = "ready" if process["ready"] else f"not ready: {process['why']}"
+        lines.append(f"  {process['id']:<12} pid {process['pid']:<8} {state}")
+    for node in status["nodes"]:
+        draining = ", draining" if node["draining"] else ""
+        lines.append(
+            f"  {node['node_id']:<12} rev {node['node_rev']:<8} "
+            f"{node['managers']} of {node['capacity']} managers{draining}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,43 @@
+"""How gRPC servers and channels are made: one place for options, limits and credentials."""
+
+from collections.abc import Mapping
+
+import grpc
+
+from steward.rpc.roles import Role, RoleCredentials, RoleInterceptor, RoleVerifier
+
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # A process that comes back under its old address must be found at once.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Two channels to one address must not share a broken connection's backoff.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def make_server(verifier: RoleVerifier, allowed: Mapping[str, frozenset[Role]]) -> grpc.aio.Server:
+    """A server that checks the role of every call. `allowed`: `/package.Service/Method` → roles."""
+    return grpc.aio.server(
+        interceptors=[RoleInterceptor(verifier, allowed)],
+        options=[*_OPTIONS, ("grpc.so_reuseport", 1)],
+    )
+
+
+def make_channel(address: str) -> grpc.aio.Channel:
+    """A channel to `host:port`. Credentials travel per call: `metadata=call_metadata(...)`."""
+    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+
+def call_metadata(credentials: RoleCredentials) -> tuple[tuple[str, str], ...]:
+    """The metadata that every call carries."""
+    return (("authorization", f"Bearer {credentials.token()}"),)

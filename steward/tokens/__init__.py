@@ -1,0 +1,160 @@
+"""User tokens: made and checked in one place, so that nobody else decides what a good token is.
+
+A token is a JWT signed with EdDSA by the Ed25519 key `<data>/keys/user.key`
+(`steward.rpc.keys.load_or_create_key(data, USER_KEY)`). The only algorithm that is
+accepted is EdDSA, whatever a token's header says. Every token has an issuer, the
+audience `steward`, a subject, an id and a limited life; `iat` carries milliseconds, so
+that a revocation and a new login in the same second are told apart.
+
+Guaranteed: `verify` returns an identity or raises `StewardError`, for any input, and no
+error text repeats any part of a token. Not done here: revocation, which needs state and
+belongs to the auth service.
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from steward.errors import Reason, StewardError
+from steward.model.identity import Identity
+from steward.model.keys import DEFAULT_TENANT, UserKey
+from steward.runtime.clock import wall_ms
+
+ALGORITHM = "EdDSA"
+ISSUER = "steward"
+AUDIENCE = "steward"
+REQUIRED_CLAIMS = ("iss", "aud", "sub", "exp", "iat", "jti")
+
+MAX_LIFETIME_S = 30 * 24 * 3600
+"""No token lives longer. A revocation may be forgotten when this much time has passed."""
+
+MAX_CLOCK_SKEW_MS = 30_000
+"""How far in the future `iat` may lie: the clock of the machine that made it may be ahead."""
+
+MAX_TOKEN_CHARS = 8192
+MAX_ID_CHARS = 128
+MAX_SCOPES = 32
+
+# RFC 6749, 3.3: printable ASCII without space, quote and backslash.
+_SCOPE_CHARS = frozenset(chr(c) for c in range(0x21, 0x7F)) - {'"', "\\"}
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can be a tenant or user id: 1 to 128 printable characters."""
+    return 1 <= len(text) <= MAX_ID_CHARS and text.isprintable()
+
+
+def is_scope(text: str) -> bool:
+    """Whether `text` can be one scope: 1 to 128 characters of RFC 6749's scope-token."""
+    return 1 <= len(text) <= MAX_ID_CHARS and _SCOPE_CHARS.issuperset(text)
+
+
+def check_subject(user: UserKey, scopes: Sequence[str]) -> None:
+    """Raises ValueError, in words for an operator, when no token can be made for these."""
+    if not is_id(user.tenant):
+        raise ValueError(f"a tenant id has 1 to {MAX_ID_CHARS} printable characters")
+    if not is_id(user.user):
+        raise ValueError(f"a user id has 1 to {MAX_ID_CHARS} printable characters")
+    if len(scopes) > MAX_SCOPES or not all(map(is_scope, scopes)):
+        raise ValueError(f"scopes are at most {MAX_SCOPES} words without spaces or quotes")
+
+
+def mint(
+    key: Ed25519PrivateKey,
+    user: UserKey,
+    ttl_seconds: int,
+    scopes: Sequence[str] = (),
+    *,
+    now_ms: int | None = None,
+) -> str:
+    """A new token for `user`, good for `ttl_seconds` (1 to 30 days) from now.
+
+    `now_ms` is Unix milliseconds, by default the wall clock. Raises ValueError for ids,
+    scopes or a life that no token may have.
+    """
+    check_subject(user, scopes)
+    if not 1 <= ttl_seconds <= MAX_LIFETIME_S:
+        raise ValueError(f"a token lives 1 to {MAX_LIFETIME_S} seconds")
+    issued_ms = wall_ms() if now_ms is None else now_ms
+    claims: dict[str, Any] = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": user.user,
+        "tid": user.tenant,
+        "iat": issued_ms / 1000,
+        "exp": issued_ms // 1000 + ttl_seconds,
+        "jti": secrets.token_hex(16),
+    }
+    if scopes:
+        claims["scope"] = " ".join(scopes)
+    return jwt.encode(claims, key, algorithm=ALGORITHM)
+
+
+def verify(public_key: Ed25519PublicKey, token: str, *, now_ms: int | None = None) -> Identity:
+    """Who the holder of `token` is.
+
+    `now_ms` is Unix milliseconds, by default the wall clock. Raises StewardError with
+    TOKEN_EXPIRED for a genuine token whose time is over, else with TOKEN_INVALID.
+    """
+    now = wall_ms() if now_ms is None else now_ms
+    if len(token) > MAX_TOKEN_CHARS:
+        raise _invalid("it is too long")
+    try:
+        claims = jwt.decode(
+            token,
+            public_key,
+            algorithms=[ALGORITHM],
+            audience=AUDIENCE,
+            issuer=ISSUER,
+            # Times are checked below, against the caller's clock and in milliseconds.
+            options={"require": list(REQUIRED_CLAIMS), "verify_exp": False, "verify_iat": False},
+        )
+    except jwt.InvalidAudienceError:
+        raise _invalid("it was made for another audience") from None
+    except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+        # The library's messages quote the token's header; and a header of a thousand
+        # brackets is a RecursionError inside of its JSON parser.
+        raise _invalid("it is malformed or was not signed by this cluster") from None
+    return _identity(claims, now)
+
+
+def _identity(claims: dict[str, Any], now_ms: int) -> Identity:
+    user = UserKey(_text(claims, "tid", DEFAULT_TENANT), _text(claims, "sub"))
+    scopes = tuple(_text(claims, "scope", "").split())
+    token_id = _text(claims, "jti")
+    issued_ms, expires_ms = _time_ms(claims, "iat"), _time_ms(claims, "exp")
+    try:
+        check_subject(user, scopes)
+    except ValueError as error:
+        raise _invalid(str(error)) from None
+    if not is_id(token_id):
+        raise _invalid("its id is not usable")
+    if issued_ms > now_ms + MAX_CLOCK_SKEW_MS:
+        raise _invalid("it was issued in the future; check the clocks")
+    if expires_ms - issued_ms > MAX_LIFETIME_S * 1000:
+        raise _invalid("it lives too long")
+    if expires_ms <= now_ms:
+        raise StewardError(Reason.TOKEN_EXPIRED, "the token has expired; get a new one")
+    return Identity(user, scopes, expires_ms, issued_ms, token_id)
+
+
+def _text(claims: dict[str, Any], name: str, default: str | None = None) -> str:
+    value = claims.get(name, default)
+    if not isinstance(value, str):
+        raise _invalid("a claim has the wrong type")
+    return value
+
+
+def _time_ms(claims: dict[str, Any], name: str) -> int:
+    value = claims[name]
+    # The range also keeps out NaN and infinity, which JSON parsers let through.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1 << 40:
+        raise _invalid("a claim has the wrong type")
+    return round(value * 1000)
+
+
+def _invalid(why: str) -> StewardError:
+    return StewardError(Reason.TOKEN_INVALID, f"the token is not accepted: {why}")

@@ -1,0 +1,271 @@
+"""What only the SQLite engine has: its lock, its failure, and that rows do what the rules say."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from agent_service.core.journal import (
+    Append,
+    Committed,
+    Record,
+    RecordKind,
+    Seal,
+    Sealed,
+    StoredEvent,
+)
+from agent_service.log.database import open_database
+from agent_service.log.memory import LogState
+from agent_service.log.port import LogFailed, LogFull, ReadRange
+from agent_service.log.reader import read_events, read_summary, read_threads
+from agent_service.log.rules import MOST_WAITING
+from agent_service.log.sqlite import SqliteLog
+from agent_service.log.writer import GroupWriter
+from steward.model.keys import Epoch, Sequence, StreamId, UserKey
+from steward.runtime.service import EnvironmentUnusable
+from steward.telemetry.catalog import LogMetrics
+
+ALICE = UserKey("default", "alice")
+
+
+def make_log(data: Path) -> SqliteLog:
+    return SqliteLog(data, LogMetrics(CollectorRegistry()))
+
+
+def append(number: int, payload: bytes = b"x") -> Append:
+    event = StoredEvent(payload, "main")
+    return Append(ALICE, Epoch(1), number, Sequence(number), (event,), ())
+
+
+@pytest.mark.asyncio
+async def test_second_opener_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    first = make_log(tmp_path)
+    await first.open()
+    with pytest.raises(EnvironmentUnusable, match="another process"):
+        await make_log(tmp_path).open()
+    await first.close()
+    again = make_log(tmp_path)
+    await again.open()
+    assert again.log_id == first.log_id
+    await again.close()
+
+
+@pytest.mark.asyncio
+async def test_file_of_another_layout_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "events.db").write_bytes(b"this is no database, it is a letter" * 100)
+    with pytest.raises(EnvironmentUnusable, match="event log"):
+        await make_log(tmp_path).open()
+    (tmp_path / "events.db").unlink()
+    log = make_log(tmp_path)
+    await log.open()
+    await log.close()
+    file = open_database(tmp_path)
+    file.writer.execute("PRAGMA user_version = 99")
+    file.close()
+    with pytest.raises(EnvironmentUnusable, match="version 99"):
+        await make_log(tmp_path).open()
+
+
+@pytest.mark.asyncio
+async def test_full_disk_fails_every_waiter_and_all_that_comes_later(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    await log.open()
+    assert isinstance(await log.seal(Seal(ALICE, Epoch(1), "a")), Sealed)
+    assert await log.append(append(1)) == Committed(Sequence(2))
+    pages = log._file.writer.execute("PRAGMA page_count").fetchone()[0]
+    log._file.writer.execute(f"PRAGMA max_page_count = {pages + 1}")
+    other = log.seal(Seal(UserKey("t", "u"), Epoch(1), "b"))
+    big = log.append(append(2, b"x" * 100_000))
+    outcomes = await asyncio.gather(big, other, return_exceptions=True)
+    assert isinstance(outcomes[0], LogFailed)
+    assert isinstance(await asyncio.wait_for(log.failed(), 5), LogFailed)
+    with pytest.raises(LogFailed):
+        await log.append(append(2))
+    with pytest.raises(LogFailed):
+        await log.read(ALICE, ReadRange())
+    await log.close()
+    again = make_log(tmp_path)
+    await again.open()
+    assert (await again.read(ALICE, ReadRange())).events == (b"x",)
+    await again.close()
+
+
+@pytest.mark.asyncio
+async def test_damaged_page_found_by_a_read_fails_the_log(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    await log.open()
+    assert isinstance(await log.seal(Seal(ALICE, Epoch(1), "a")), Sealed)
+    for number in range(1, 200):
+        assert await log.append(append(number, b"x" * 500)) == Committed(Sequence(number + 1))
+    await log.close()
+    path = tmp_path / "events.db"
+    damaged = bytearray(path.read_bytes())
+    damaged[4096 * 12 :] = b"\xff" * (len(damaged) - 4096 * 12)
+    path.write_bytes(damaged)
+    log = make_log(tmp_path)
+    await log.open()
+    with pytest.raises(LogFailed):
+        await log.read(ALICE, ReadRange(limit=1000, max_bytes=1 << 22))
+    assert isinstance(await asyncio.wait_for(log.failed(), 5), LogFailed)
+    await log.close()
+
+
+@pytest.mark.asyncio
+async def test_reads_go_on_while_the_writer_is_in_a_transaction(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    await log.open()
+    assert isinstance(await log.seal(Seal(ALICE, Epoch(1), "a")), Sealed)
+    assert await log.append(append(1)) == Committed(Sequence(2))
+    log._file.writer.execute("BEGIN IMMEDIATE")
+    log._file.writer.execute("UPDATE stream SET fence = 9")
+    page = await asyncio.wait_for(log.read(ALICE, ReadRange()), 5)
+    assert page.events == (b"x",)
+    assert (await log.describe()).largest_fence == 1
+    log._file.writer.execute("ROLLBACK")
+    await log.close()
+
+
+@pytest.mark.asyncio
+async def test_what_waits_is_bounded(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    await log.open()
+    seals = [Seal(ALICE, Epoch(1), "a")] * MOST_WAITING
+    answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    log.submit(seals, 0, lambda outcomes: answered.set_result(len(outcomes)))
+    with pytest.raises(LogFull):
+        log.append(append(1))
+    assert await asyncio.wait_for(answered, 20) == MOST_WAITING
+    assert await log.append(append(1)) == Committed(Sequence(2))
+    await log.close()
+
+
+@pytest.mark.asyncio
+async def test_close_commits_what_waits(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    await log.open()
+    assert isinstance(await log.seal(Seal(ALICE, Epoch(1), "a")), Sealed)
+    future = log.append(append(1))
+    await log.close()
+    assert await future == Committed(Sequence(2))
+
+
+USERS = [UserKey("t", "u"), UserKey("t/u", ""), UserKey("", "t/u")]
+users = st.sampled_from(USERS)
+epochs = st.integers(1, 4).map(Epoch)
+events = st.lists(
+    st.builds(
+        StoredEvent,
+        st.binary(max_size=12),
+        st.sampled_from(["main", "side", "é"]),
+        st.booleans(),
+    ),
+    max_size=5,
+).map(tuple)
+values = st.sampled_from([b'{"sequence": 1}', b'{"sequence": 2}', b'{"sequence": 3, "title": "x"}'])
+records = st.lists(
+    st.builds(Record, st.sampled_from(RecordKind), st.sampled_from("abc"), values, st.booleans()),
+    max_size=4,
+).map(tuple)
+seals = st.builds(Seal, users, epochs, st.sampled_from("xy"))
+off_numbers = st.sampled_from([0, 0, 0, 0, 1, -1])
+off_sequences = st.sampled_from([0, 0, 0, 1])
+steps = st.lists(
+    st.one_of(
+        seals,
+        # An offset of 0 is the next number or sequence; the others are stale or ahead.
+        st.tuples(
+            users,
+            st.sampled_from([0, 0, 0, 0, 1, -1]),
+            st.sampled_from([0, 0, 0, 1]),
+            events,
+            records,
+        ),
+        st.just("group ends"),
+        st.just("restart"),
+    ),
+    max_size=40,
+)
+ranges = st.builds(
+    ReadRange,
+    after=st.integers(0, 12),
+    until=st.integers(0, 12),
+    limit=st.integers(1, 6),
+    max_bytes=st.integers(1, 40),
+    thread_id=st.sampled_from(["", "main", "side", "é"]),
+    newest=st.booleans(),
+    conversation=st.booleans(),
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(steps=steps, wanted=st.lists(ranges, min_size=5, max_size=5), heads=st.sampled_from([1, 9]))
+def test_rows_do_what_the_rules_in_memory_do(
+    tmp_path_factory: pytest.TempPathFactory, steps, wanted, heads
+) -> None:
+    """Any operations, cut into any groups, restarted anywhere: same outcomes, same reads."""
+    data = tmp_path_factory.mktemp("log")
+    names = iter(range(1000))
+    rule_names = iter(range(1000))
+    state = LogState(lambda: StreamId(f"s{next(rule_names)}"))
+    file = open_database(data)
+    writer = GroupWriter(file.writer, lambda: StreamId(f"s{next(names)}"), most_heads=heads)
+    group: list[Seal | Append] = []
+    expected: list[object] = []
+
+    def commit() -> None:
+        assert writer.commit(group).outcomes == expected
+        group.clear()
+        expected.clear()
+
+    known: dict[UserKey, tuple[Epoch, int, int]] = {}
+    for step in steps:
+        if step == "group ends":
+            commit()
+        elif step == "restart":
+            commit()
+            file.close()
+            file = open_database(data)
+            writer = GroupWriter(file.writer, lambda: StreamId(f"s{next(names)}"), most_heads=heads)
+        elif isinstance(step, Seal):
+            outcome = state.seal(step)
+            if isinstance(outcome, Sealed):
+                known[step.user] = (step.epoch, outcome.last_append_number, outcome.next_sequence)
+            group.append(step)
+            expected.append(outcome)
+        else:
+            user, off_number, off_sequence, its_events, its_records = step
+            epoch, number, following = known.get(user, (Epoch(1), 0, 1))
+            request = Append(
+                user,
+                epoch,
+                max(number + 1 + off_number, 1),
+                Sequence(following + off_sequence),
+                its_events,
+                its_records,
+            )
+            outcome = state.append(request)
+            if isinstance(outcome, Committed):
+                known[user] = (epoch, max(number, request.append_number), outcome.next_sequence)
+            group.append(request)
+            expected.append(outcome)
+    commit()
+    reader = file.reader()
+    for user in USERS:
+        for one in wanted:
+            assert read_events(reader, user, one) == state.read(user, one)
+        page = ""
+        while True:
+            listed = read_threads(reader, user, 2, page)
+            assert listed == state.threads(user, 2, page)
+            page = listed[1]
+            if not page:
+                break
+    assert read_summary(reader, "x") == state.summary("x")
+    assert file.writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    reader.close()
+    file.close()

@@ -1,0 +1,143 @@
+/**
+ * Drives the SDK against the server at STEWARD_URL; run by test_javascript.py.
+ * Node 20 has its WebSocket behind --experimental-websocket.
+ */
+
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import { Client, State, StewardError } from "../../../edge/static/steward.js";
+
+const url = process.env.STEWARD_URL;
+const token = "scripted.token.value";
+const DEADLINE = { timeout: 20_000 };
+
+function control(command) {
+  return fetch(`${url}/control`, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(command),
+  });
+}
+
+function once(client, type, accept = () => true) {
+  return new Promise((resolve) => {
+    const listen = ({ detail }) => {
+      if (!accept(detail)) return;
+      client.removeEventListener(type, listen);
+      resolve(detail);
+    };
+    client.addEventListener(type, listen);
+  });
+}
+
+test("a run is iterated from its message to its end", DEADLINE, async () => {
+  const client = new Client({ url, token }).start();
+  const types = [];
+  const run = await client.ask("Which region sold the most?");
+  for await (const event of run) types.push(event.type);
+  client.close();
+  assert.deepEqual(types.filter((type) => type !== "agent_text"), [
+    "user_message", "agent_started", "agent_thinking", "tool_executing", "tool_completed", "agent_completed",
+  ]);
+  assert.equal(client.state, State.CLOSED);
+});
+
+test("a dropped connection in the middle of a run loses and repeats nothing", DEADLINE, async () => {
+  const client = new Client({ url, token }).start();
+  const run = await client.ask("Show the sales of each region as a table");
+  const sequences = [];
+  let drops = 0;
+  for await (const event of run) {
+    sequences.push(event.sequence);
+    if (event.type === "agent_text" && drops < 3 && sequences.length % 10 === 0) {
+      drops += 1;
+      await control({ do: "drop" });
+    }
+  }
+  client.close();
+  assert.equal(drops, 3);
+  assert.deepEqual(sequences, sequences.map((_, index) => sequences[0] + index));
+});
+
+test("a message sent without a connection arrives once", DEADLINE, async () => {
+  const client = new Client({ url, token }).start();
+  await once(client, "opened");
+  await control({ do: "away", seconds: 0.5 });
+  await once(client, "state", ({ state }) => state === State.RESUMING);
+  const sending = client.send("Which region sold the most?", { id: "away-1" });
+  assert.equal(client.send("the same id is the same message", { id: "away-1" }), sending);
+  const first = await sending;
+  const again = await client.send("Which region sold the most?", { id: "away-1" });
+  client.close();
+  assert.equal(first.duplicate, false);
+  assert.deepEqual([again.run_id, again.sequence, again.duplicate], [first.run_id, first.sequence, true]);
+});
+
+test("two clients of a user see the same, and a position resumes", DEADLINE, async () => {
+  const one = new Client({ url, token }).start();
+  const two = new Client({ url, token }).start();
+  await Promise.all([once(one, "opened"), once(two, "opened")]);
+  const done = once(two, "event", ({ type }) => type === "agent_completed");
+  const run = await one.ask("What time is it?");
+  const ended = await run.completed();
+  assert.deepEqual(await done, ended);
+  const position = { ...one.position, sequence: ended.sequence - 3 };
+  one.close();
+  two.close();
+  const later = new Client({ url, token, position }).start();
+  const seen = [];
+  for await (const event of later.events()) {
+    seen.push(event.sequence);
+    if (event.sequence === ended.sequence) break;
+  }
+  later.close();
+  assert.deepEqual(seen, [ended.sequence - 2, ended.sequence - 1, ended.sequence]);
+});
+
+test("a final close ends the session, its iterators and its sends", DEADLINE, async () => {
+  const client = new Client({ url, token }).start();
+  await once(client, "opened");
+  const reading = client.events().next();
+  const ended = once(client, "ended");
+  await control({ do: "close", code: 4503 });
+  assert.deepEqual(await ended, { reason: "USER_EVICTED" });
+  await assert.rejects(reading, { name: "StewardError", reason: "USER_EVICTED" });
+  await assert.rejects(client.send("too late"), (error) => error instanceof StewardError);
+});
+
+test("a refused token is asked for anew, once", DEADLINE, async () => {
+  const asked = [];
+  const provider = async (why) => {
+    asked.push(why);
+    return asked.length === 1 ? "stale.token.value" : token;
+  };
+  const client = new Client({ url, token: provider }).start();
+  await once(client, "opened");
+  client.close();
+  assert.deepEqual(asked, ["start", "refused"]);
+  const wrong = new Client({ url, token: "wrong.token.value" }).start();
+  assert.deepEqual(await once(wrong, "ended"), { reason: "TOKEN_INVALID" });
+});
+
+test("cancel ends a run, history and threads are readable", DEADLINE, async () => {
+  const client = new Client({ url, token }).start();
+  const run = await client.ask("Show the table", { threadId: "t-history" });
+  run.cancel();
+  const last = await run.completed();
+  assert.equal(last.data.outcome, "cancelled");
+  const { threads } = await client.threads();
+  assert.ok(threads.some((thread) => thread.thread_id === "t-history" && thread.title === "Show the table"));
+  const { events } = await client.threadEvents("t-history", { after: 0, limit: 1 });
+  assert.deepEqual(events.map((event) => event.type), ["user_message"]);
+  assert.equal(typeof (await client.ping()), "number");
+  client.close();
+});
+
+test("a mistake is an error where it is made", () => {
+  const client = new Client({ url, token });
+  assert.throws(() => client.send("x", { overlap: "both" }), TypeError);
+  assert.throws(() => client.send("x", { id: "" }), TypeError);
+  assert.throws(() => client.cancel({}), TypeError);
+  client.close();
+});
