@@ -58,7 +58,9 @@ class AgentExecution:
         self._acknowledged = 0
         self._bytes = 0
         self._unacknowledged: deque[tuple[int, int]] = deque()
-        self._room_waiters: deque[asyncio.Future[None]] = deque()
+        self._room_waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._granted = 0
+        self._granted_bytes = 0
         self._log_waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._refusals = 0
 
@@ -123,15 +125,13 @@ class AgentExecution:
         waiters = self._log_waiters
         while waiters and waiters[0][0] <= number:
             _release(waiters.popleft()[1])
-        for _ in range(min(WINDOW - len(unacknowledged), len(self._room_waiters))):
-            _release(self._room_waiters.popleft())
+        if self._room_waiters:
+            self._let_in()
 
     def cancel(self) -> None:
         """End the run from outside: nothing of it is put from now on. Safe to call twice."""
         self.over = True
-        for waiter in self._room_waiters:
-            waiter.cancel()
-        for _, waiter in self._log_waiters:
+        for _, waiter in (*self._room_waiters, *self._log_waiters):
             waiter.cancel()
         self._room_waiters.clear()
         self._log_waiters.clear()
@@ -179,12 +179,16 @@ class AgentExecution:
         return failed(error, recorder.said)
 
     async def _finish(self, outcome: RunOutcome) -> None:
-        while not self._has_room(len(outcome.data)):
+        while self._room_waiters or not self._has_room(len(outcome.data)):
             try:
                 await self._room(len(outcome.data))
+                break
             except asyncio.CancelledError:
                 if self.over:
                     raise
+        # An agent may swallow its cancellation and return as if nothing had been.
+        if self.over:
+            raise RunCancelled
         self._put_finish(outcome)
 
     def _put_finish(self, outcome: RunOutcome) -> None:
@@ -210,24 +214,38 @@ class AgentExecution:
         self._put(EmitEvent(self.key, self._number, type, data, tool_call_id, state))
 
     def _has_room(self, size: int) -> bool:
-        count = len(self._unacknowledged)
-        return count < WINDOW and (count == 0 or self._bytes + size <= WINDOW_BYTES)
+        count = len(self._unacknowledged) + self._granted
+        size += self._bytes + self._granted_bytes
+        return count < WINDOW and (count == 0 or size <= WINDOW_BYTES)
 
     async def _room(self, size: int) -> None:
-        while True:
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            self._room_waiters.append(waiter)
-            try:
-                await self._wait(waiter)
-            except asyncio.CancelledError:
+        """Wait for a place in the window, in the order of asking; the caller puts at once."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        entry = (size, waiter)
+        self._room_waiters.append(entry)
+        try:
+            await self._wait(waiter)
+        except asyncio.CancelledError:
+            if entry in self._room_waiters:
+                self._room_waiters.remove(entry)
+            elif not self.over:
                 # The place that was given to this caller is the next one's.
-                if waiter in self._room_waiters:
-                    self._room_waiters.remove(waiter)
-                elif self._room_waiters:
-                    _release(self._room_waiters.popleft())
-                raise
-            if self._has_room(size):
-                return
+                self._take_grant(size)
+                self._let_in()
+            raise
+        self._take_grant(size)
+
+    def _take_grant(self, size: int) -> None:
+        self._granted -= 1
+        self._granted_bytes -= size
+
+    def _let_in(self) -> None:
+        waiters = self._room_waiters
+        while waiters and self._has_room(waiters[0][0]):
+            size, waiter = waiters.popleft()
+            self._granted += 1
+            self._granted_bytes += size
+            _release(waiter)
 
     async def _wait(self, waiter: "asyncio.Future[None]") -> None:
         try:

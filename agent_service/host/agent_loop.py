@@ -81,6 +81,11 @@ class AgentLoop:
         watchdog = AgentWatchdog(self._loop, self._thread, self._metrics)
         self._watching = host_loop.create_task(watchdog.watch(), name="agent watchdog")
 
+    @property
+    def thread_loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that runs agent code, after `start`."""
+        return self._loop
+
     def start_run(self, start: RunStart) -> None:
         """Run an agent. Ends with one FinishRun, unless it is cancelled first. Never blocks.
 

@@ -16,7 +16,8 @@ from typing import Any
 
 STUCK_FACTOR = 8
 
-_Job = tuple[Callable[[], Any], asyncio.Future[Any], contextvars.Context]
+_Done = asyncio.Future[tuple[Any, BaseException | None]]
+_Job = tuple[Callable[[], Any], _Done, contextvars.Context]
 
 
 class AgentThreads:
@@ -42,7 +43,7 @@ class AgentThreads:
         async with self._places:
             if self._closed:
                 raise RuntimeError("the threads of agents are closed")
-            done: asyncio.Future[Any] = self._loop.create_future()
+            done: _Done = self._loop.create_future()
             if self._idle == 0:
                 if self._alive >= self._limit * STUCK_FACTOR:
                     raise RuntimeError(f"{self._alive} threads of agents are stuck; no new one")
@@ -53,7 +54,11 @@ class AgentThreads:
             else:
                 self._idle -= 1
             self._jobs.put((call, done, contextvars.copy_context()))
-            return await done
+            value, error = await done
+            if error is not None:
+                # Raised here and not by the future: GeneratorExit would break the coroutine.
+                raise error
+            return value
 
     def close(self) -> None:
         """Let idle threads end; busy ones end after their call. Safe to call twice."""
@@ -71,7 +76,7 @@ class AgentThreads:
                 # Nothing starts for a caller that has gone.
                 value = None if done.cancelled() else context.run(call)
             except StopIteration as stop:
-                # A future can't carry it.
+                # A coroutine can't raise it.
                 error = RuntimeError(f"agent code raised StopIteration: {stop.value!r:.80}")
             except BaseException as raised:
                 error = raised
@@ -82,14 +87,10 @@ class AgentThreads:
                 return
             value = error = done = None  # type: ignore[assignment]
 
-    def _finish(self, done: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    def _finish(self, done: _Done, value: Any, error: BaseException | None) -> None:
         if self._closed:
             self._jobs.put(None)
         else:
             self._idle += 1
-        if done.done():
-            return
-        if error is None:
-            done.set_result(value)
-        else:
-            done.set_exception(error)
+        if not done.done():
+            done.set_result((value, error))

@@ -188,6 +188,8 @@ class GroupWriter:
             head.number = 0
         elif seal.epoch < head.fence or seal.activation != head.activation:
             return Fenced(Epoch(head.fence))
+        if self._records:
+            self._flush()
         rows = self._db.execute(
             "SELECT kind, key, value FROM record WHERE stream = ? ORDER BY kind, key", (head.row,)
         ).fetchall()
@@ -235,7 +237,7 @@ class GroupWriter:
             (row,),
         ).fetchone()
         following, epoch, number = last if last is not None else (oldest, 0, 0)
-        number = max(noted, number if epoch == fence else 0)
+        number = max(noted, number)
         return _Head(row, StreamId(stream_id), fence, activation, oldest, following, number)
 
     def _flush(self) -> None:

@@ -15,7 +15,6 @@ moves up: the log has those events too.
 """
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
@@ -29,14 +28,39 @@ from edge.core.client_messages import (
     Ping,
     parse_message,
 )
-from edge.core.commands import Accepted, CommandOutcome, Refused, UserCommand
+from edge.core.commands import Accepted, CommandOutcome, Refused
 from edge.core.frames import CLOSE_NORMAL, CLOSE_TOO_LARGE
 from edge.core.rate import Strikes
-from edge.core.resume import Resume, ResumePoint, StreamHead, decide_resume
-from edge.core.server_messages import Limits
+from edge.core.resume import Resume, StreamHead, decide_resume
+from edge.core.session_values import (
+    Abort,
+    AttachFailed,
+    BinaryReceived,
+    CheckToken,
+    Close,
+    Command,
+    CommandSettled,
+    Effect,
+    End,
+    Leave,
+    PageRead,
+    PeerLeft,
+    ReadFailed,
+    ReadPage,
+    Send,
+    SendEvents,
+    SendPing,
+    SessionStart,
+    StreamAttached,
+    SubmitCommand,
+    TextReceived,
+    Tick,
+    TokenChecked,
+    Violated,
+)
 from steward.errors import ERRORS, Reason, StewardError
 from steward.model.identity import Identity
-from steward.model.keys import ConnectionId, StreamId, UserKey
+from steward.model.keys import StreamId
 
 MOST_EARLY_FRAMES: Final = 32
 MOST_EARLY_BYTES: Final = 256 * 1024
@@ -57,192 +81,11 @@ class SessionState(Enum):
     CLOSING = auto()
 
 
-# ---- commands
-
-
-@dataclass(frozen=True, slots=True)
-class TextReceived:
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class BinaryReceived:
-    """A binary message: there are none in this protocol."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamAttached:
-    """The manager feeds this edge, live from `head.sequence + 1`. Also after a failover."""
-
-    head: StreamHead
-
-
-@dataclass(frozen=True, slots=True)
-class AttachFailed:
-    """The manager was not found this time; the search goes on."""
-
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
-class PageRead:
-    """The stored events that `ReadPage` asked for, or the first of them."""
-
-    batch: EventBatch
-
-
-@dataclass(frozen=True, slots=True)
-class ReadFailed:
-    """The page can't be had any more (compacted away, or another stream)."""
-
-
-@dataclass(frozen=True, slots=True)
-class CommandSettled:
-    """The manager answered a command. `ref` is the client's id for it, if it gave one."""
-
-    ref: str
-    outcome: CommandOutcome
-
-
-@dataclass(frozen=True, slots=True)
-class TokenChecked:
-    """The answer to `CheckToken`; the expiry is given on the session's own clock too."""
-
-    identity: Identity | StewardError
-    expires_ms: int = 0
-    expires_text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """Close, but announce it: `going_away` now, the close after `after_ms`."""
-
-    reason: Reason
-    after_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Close now, for this reason of the error table: its name is the reason of the close."""
-
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
-class Violated:
-    """The framing was broken; `code` is the WebSocket's own."""
-
-    code: int
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class PeerLeft:
-    """The client closed, or its connection broke: nothing is to be sent any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Command = (
-    TextReceived
-    | BinaryReceived
-    | StreamAttached
-    | AttachFailed
-    | PageRead
-    | ReadFailed
-    | CommandSettled
-    | TokenChecked
-    | Leave
-    | End
-    | Violated
-    | PeerLeft
-    | Tick
-)
-
-
-# ---- effects
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """One message of the edge itself. `kind` is its type, `reason` that of an error."""
-
-    kind: str
-    payload: bytes
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SendEvents:
-    batch: EventBatch
-
-
-@dataclass(frozen=True, slots=True)
-class SendPing:
-    """A ping of the WebSocket itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadPage:
-    """Read stored events `after < sequence <= until`, when the socket takes more."""
-
-    after: int
-    until: int
-
-
-@dataclass(frozen=True, slots=True)
-class SubmitCommand:
-    ref: str
-    command: UserCommand
-
-
-@dataclass(frozen=True, slots=True)
-class CheckToken:
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Send a close with this code; wait for the peer's until the next deadline."""
-
-    code: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """The peer did not answer the close: end the connection."""
-
-
-Effect = Send | SendEvents | SendPing | ReadPage | SubmitCommand | CheckToken | Close | Abort
-
 _CLOSE_CODES: Final = {
     reason: code
     for reason in Reason
     if (code := StewardError(reason, "").row.close_code) is not None
 }
-
-
-@dataclass(frozen=True, slots=True)
-class SessionStart:
-    """What a connection begins with. Times are the driver's monotonic milliseconds.
-
-    `heard` says that a client of this kind sends bytes on its own (a WebSocket answers
-    pings), so that silence means it is gone. `aged_ms` 0: no limit of age.
-    """
-
-    connection_id: ConnectionId
-    user: UserKey
-    point: ResumePoint
-    limits: Limits
-    issued_at_ms: int
-    expires_ms: int
-    expires_text: str
-    heard: bool = True
-    aged_ms: int = 0
 
 
 class EdgeSession:

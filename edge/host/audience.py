@@ -32,13 +32,13 @@ from edge.core.attachment import (
 from edge.core.batch import EventBatch
 from edge.core.commands import CommandOutcome, Delivery, UserCommand
 from edge.core.resume import StreamHead
-from edge.core.session import (
+from edge.core.session import SessionState
+from edge.core.session_values import (
     AttachFailed,
     CommandSettled,
     End,
     ReadPage,
     Send,
-    SessionState,
     StreamAttached,
 )
 from edge.host.connection import Connection

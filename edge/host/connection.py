@@ -29,13 +29,13 @@ from edge.core.frames import (
     encode_text,
     parse_close,
 )
-from edge.core.session import (
+from edge.core.session import EdgeSession
+from edge.core.session_values import (
     Abort,
     BinaryReceived,
     CheckToken,
     Close,
     Command,
-    EdgeSession,
     Effect,
     End,
     PeerLeft,

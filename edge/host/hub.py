@@ -19,8 +19,8 @@ from edge.core.batch import EventBatch
 from edge.core.commands import Answer, CommandOutcome, Delivery, UserCommand
 from edge.core.resume import ResumePoint
 from edge.core.server_messages import Limits
-from edge.core.session import (
-    EdgeSession,
+from edge.core.session import EdgeSession
+from edge.core.session_values import (
     End,
     Leave,
     PageRead,

@@ -19,11 +19,11 @@ from edge.core.commands import (
     Refused,
     UserCommand,
 )
-from edge.core.credentials import BearerToken, parse_credential
 from edge.core.resume import is_id, parse_resume
 from edge.host.hub import Hub
 from edge.server.answers import json_answer
 from edge.server.connect import identify, one
+from edge.server.credentials import BearerToken, parse_credential
 from edge.uplink.port import EventRange
 from steward.errors import Reason, StewardError
 from steward.model.stamps import rfc3339

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from aiohttp import hdrs, web
 
-from edge.core.credentials import Doors
 from edge.host.hub import Hub
 from edge.server.answers import error_answer, json_answer, secure
 from edge.server.api import Api
 from edge.server.connect import Connect
+from edge.server.credentials import Doors
 from edge.server.takeover import TakenOver
 from steward.errors import Reason, StewardError
 from steward.telemetry.catalog import EdgeMetrics

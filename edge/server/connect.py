@@ -10,14 +10,14 @@ import hashlib
 
 from aiohttp import hdrs, web
 
-from edge.core.credentials import (
+from edge.core.resume import ResumePoint, is_id, parse_last_event_id, parse_resume
+from edge.host.hub import Hub
+from edge.server.credentials import (
     SUBPROTOCOL,
     BearerToken,
     parse_credential,
     parse_subprotocols,
 )
-from edge.core.resume import ResumePoint, is_id, parse_last_event_id, parse_resume
-from edge.host.hub import Hub
 from edge.server.takeover import TakenOver, detach, transport_of
 from steward.errors import Reason, StewardError
 from steward.model.identity import Identity

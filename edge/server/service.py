@@ -11,10 +11,10 @@ from importlib.metadata import version
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from edge.core.credentials import Doors
 from edge.core.server_messages import Limits
 from edge.host.hub import Hub, HubSettings
 from edge.server.app import doors_for, make_app, make_runner
+from edge.server.credentials import Doors
 from edge.settings import STATIC, EdgeSettings
 from edge.uplink.auth import GrpcAuth
 from edge.uplink.nodes import GrpcNodes
@@ -72,7 +72,9 @@ class EdgeService:
 
     async def _listen(self) -> None:
         settings = self._settings
-        site = web.TCPSite(self._runner, settings.host, settings.port, backlog=1024)
+        site = web.TCPSite(
+            self._runner, settings.host, settings.port, backlog=1024, reuse_port=True
+        )
         try:
             await site.start()
         except OSError as error:

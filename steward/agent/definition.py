@@ -85,7 +85,7 @@ def agent(
 def define(function: Any) -> AgentDefinition:
     """The definition of what an author gave. Raises ValueError when it can't be an agent."""
     if not callable(function) or inspect.isclass(function):
-        what = "a class" if inspect.isclass(function) else f"a {type(function).__name__}"
+        what = "a class" if inspect.isclass(function) else f"of type {type(function).__name__}"
         raise ValueError(f"is {what}, not a function")
     try:
         inspect.signature(function).bind(None)

@@ -91,7 +91,7 @@ async def _chat(
 ) -> int:
     from steward.client.client import Client
     from steward.client.commands import Opened, Problem
-    from steward.errors import StewardError
+    from steward.errors import Reason, StewardError
 
     connections = 0
 
@@ -116,7 +116,8 @@ async def _chat(
             return await chat.converse()
     except StewardError as error:
         # Nobody there is the environment; an answer that says no is a refusal.
-        code = EXIT_WRONG_USE if connections == 0 and error.row.retry else EXIT_FAILED
+        nobody = connections == 0 and error.reason is Reason.MANAGER_UNAVAILABLE
+        code = EXIT_WRONG_USE if nobody else EXIT_FAILED
         return _complain(f"{error.reason}: {error.message}", code)
     except asyncio.CancelledError:
         if not chat.interrupted:
@@ -221,12 +222,12 @@ class Lines:
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
-        ready = loop.create_future()
+        ready = asyncio.Event()
         try:
-            loop.add_reader(self._descriptor, lambda: ready.done() or ready.set_result(None))
+            loop.add_reader(self._descriptor, ready.set)
         except PermissionError:
             return  # A regular file: always readable.
         try:
-            await ready
+            await ready.wait()
         finally:
             loop.remove_reader(self._descriptor)

@@ -139,7 +139,7 @@ class RunView:
 
     def _stream(self, text: str, style: str) -> None:
         """Continue the running text of this style, or begin one."""
-        if self._inline != style and not (style == "dim italic" and self._inline == ""):
+        if self._inline != style:
             self._break()
         self._inline = style
         self._console.print(Text(printable(text), style=style), end="")

@@ -9,9 +9,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from steward.cli.supervisor import Child, ChildState
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 PLAIN_EVERY_S = 60.0
 EVENTS_METRIC = "steward_log_events_total"
@@ -84,7 +87,7 @@ class Screen(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the terminal back. Safe to call twice."""
+        """Give the terminal back; lines can still be said. Safe to call twice."""
         ...
 
 
@@ -128,11 +131,10 @@ class LiveScreen:
         self._live.start()
 
     def announce(self, url: str) -> None:
-        self._console.print(url, markup=False, soft_wrap=True, style="bold")
+        self._print(url, "bold")
 
     def say(self, line: str) -> None:
-        with suppress(OSError):
-            self._console.print(f"steward: {line}", markup=False, soft_wrap=True)
+        self._print(f"steward: {line}", "")
 
     def show(self, children: Sequence[Child], totals: Totals) -> None:
         from rich.console import Group
@@ -164,15 +166,23 @@ class LiveScreen:
         with suppress(OSError):
             self._live.stop()
 
+    def _print(self, line: str, style: str) -> None:
+        from rich.text import Text
+
+        # A Text is never read as markup; folded lines could not be copied.
+        with suppress(OSError):
+            self._console.print(Text(line, style=style), soft_wrap=True)
+
 
 def _figure(value: int, what: str) -> tuple[tuple[str, str], tuple[str, str]]:
     return (f"{value}", "bold"), (f" {what}   ", "dim")
 
 
-def _state(child: Child) -> str:
+def _state(child: Child) -> "Text":
+    from rich.text import Text
+
     styles = {ChildState.READY: "green", ChildState.WAITING: "red", ChildState.STARTING: "yellow"}
-    style = styles.get(child.state, "dim")
-    return f"[{style}]{child.state.value}[/{style}]"
+    return Text(child.state.value, style=styles.get(child.state, "dim"))
 
 
 def make_screen() -> Screen:

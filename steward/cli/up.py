@@ -170,6 +170,7 @@ class _Cluster:
             await asyncio.sleep(REFRESH_S)
 
     async def _shut_down(self) -> None:
+        self._screen.close()
         if not self._at_once:
             self._screen.say("stopping; Ctrl-C again stops at once")
         killed = await self._supervisor.stop()
@@ -180,7 +181,6 @@ class _Cluster:
         if self._operator is not None:
             await self._operator.close()
         remove_cluster(self._directory.path)
-        self._screen.close()
         if killed and not self._at_once:
             self._screen.say(f"killed, because they did not stop in time: {', '.join(killed)}")
 

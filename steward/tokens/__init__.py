@@ -115,8 +115,8 @@ def verify(public_key: Ed25519PublicKey, token: str, *, now_ms: int | None = Non
     except jwt.InvalidAudienceError:
         raise _invalid("it was made for another audience") from None
     except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
-        # The library's messages quote the token's header; and a header of a thousand
-        # brackets is a RecursionError inside of its JSON parser.
+        # Not the library's own message: it quotes the token's header. And whatever else a
+        # hostile header raises inside of its JSON parser is a refusal, not a crash.
         raise _invalid("it is malformed or was not signed by this cluster") from None
     return _identity(claims, now)
 

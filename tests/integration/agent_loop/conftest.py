@@ -100,6 +100,18 @@ class RecordingHost:
         end = await self.finished(key)
         return Recorded(key, self.of(key), end)
 
+    async def run_probe(self) -> None:
+        """Wait until the agent loop has done all that was put to it before, and one turn more."""
+        turned = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        agents = self.loop.thread_loop
+
+        def answer() -> None:
+            agents.call_soon(loop.call_soon_threadsafe, turned.set)
+
+        agents.call_soon_threadsafe(answer)
+        await asyncio.wait_for(turned.wait(), PATIENCE_S)
+
     def of(self, key: RunKey) -> list[Verb]:
         return [verb for verb in self.verbs if verb.key == key]
 

@@ -89,6 +89,11 @@ class ScriptedEdge:
         self.messages: dict[str, tuple[str, int]] = {}
         self.received: list[dict[str, Any]] = []
         self.answer = ["South ", "sold ", "the most."]
+        self.steps: list[tuple[str, dict[str, Any]]] = [
+            ("agent_thinking", {"thought": "Working", "delta": False})
+        ]
+        self.outcome: dict[str, Any] = {"outcome": "success"}
+        self.hold_runs = False
         self.arrived = asyncio.Condition()
 
     def append(self, type: str, data: dict[str, Any], run_id: str = "", **more: Any) -> None:
@@ -130,7 +135,7 @@ class ScriptedEdge:
         if fault.refuse is not None:
             status, body, headers = fault.refuse
             return web.json_response(body, status=status, headers=headers)
-        if token not in self.tokens:
+        if self.tokens and token not in self.tokens:
             body = {"reason": "TOKEN_EXPIRED", "message": "the token expired"}
             return web.json_response(body, status=401)
         ws = web.WebSocketResponse(protocols=["steward.v1"])
@@ -189,7 +194,10 @@ class ScriptedEdge:
         async with self.arrived:
             self.received.append(frame)
             self.arrived.notify_all()
-        if frame["type"] == "user_message":
+        if frame["type"] == "cancel" and self.hold_runs:
+            done = {"outcome": "cancelled", "response": "", "duration_ms": 3}
+            await self.publish("agent_completed", done, frame["run_id"])
+        elif frame["type"] == "user_message":
             await self.on_message(connection, frame)
         elif frame["type"] == "auth":
             self.expires = timedelta(hours=1)
@@ -233,11 +241,14 @@ class ScriptedEdge:
         for other in list(self.connections):
             await other.event(self.events[sequence - 1])
         await self.publish("agent_started", {"input": frame["content"], "attempt": 1}, run_id)
-        await self.publish("agent_thinking", {"thought": "Working", "delta": False}, run_id)
+        for kind, data in self.steps:
+            await self.publish(kind, data, run_id)
+        if self.hold_runs:
+            return
         for piece in self.answer:
             await self.publish("agent_text", {"message_id": "t1", "delta": piece}, run_id)
-        done = {"outcome": "success", "response": "".join(self.answer), "duration_ms": 3}
-        await self.publish("agent_completed", done, run_id)
+        done = {"response": "".join(self.answer), "duration_ms": 3}
+        await self.publish("agent_completed", self.outcome | done, run_id)
 
 
 @pytest_asyncio.fixture

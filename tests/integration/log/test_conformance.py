@@ -165,6 +165,7 @@ async def test_new_activation_counts_its_appends_from_one(rig) -> None:
     new = Writer(rig, epoch=2, activation="second")
     sealed = await new.seal()
     assert (sealed.next_sequence, sealed.last_append_number) == (3, 0)
+    await rig.crash()
     await new.write(event("3"))
     assert await texts(rig.log) == ["1", "2", "3"]
 
@@ -214,6 +215,8 @@ async def test_late_duplicate_of_records_alone_is_not_applied(rig) -> None:
     writer = await sealed_writer(rig)
     late = await writer.write(records=(Record(RecordKind.STATE, "state", b"old"),))
     await writer.write(records=(Record(RecordKind.STATE, "state", b"new"),))
+    assert await rig.log.append(late) == Conflict(Sequence(1))
+    await rig.crash()
     assert await rig.log.append(late) == Conflict(Sequence(1))
     assert [record.value for record in (await writer.seal()).records] == [b"new"]
 

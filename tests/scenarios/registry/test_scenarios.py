@@ -168,9 +168,7 @@ class World:
         self.give(commands.ReportDeath(self.peer(peer), NodeId(node_id), int(pid), "exit 137"))
 
     def do_dial(self, number: str, outcome: str) -> None:
-        self.give(
-            commands.FinishDial(commands.DialId(int(number)), commands.DialOutcome(outcome))
-        )
+        self.give(commands.FinishDial(commands.DialId(int(number)), commands.DialOutcome(outcome)))
 
     def do_after(self, ms: str) -> None:
         self.now += int(ms)

@@ -105,7 +105,7 @@ def test_an_agent_stays_a_function() -> None:
         ("my_agents.py", "use path/to/file.py:name or module:name"),
         ("my_agents.py:", "use path/to/file.py:name or module:name"),
         (":echo", "use path/to/file.py:name or module:name"),
-        ("my_agents.py:number", "is a int, not a function"),
+        ("my_agents.py:number", "is of type int, not a function"),
         ("my_agents.py:Callable", "is a class, not a function"),
         ("my_agents.py:nothing", "must take exactly one argument"),
         ("my_agents.py:two", "must take exactly one argument"),

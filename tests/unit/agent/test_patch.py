@@ -1,4 +1,4 @@
-"""The patch of a state change, applied by an independent reader of RFC 6902, gives the new state."""
+"""A patch, applied by an independent reader of RFC 6902, gives the new state."""
 
 import copy
 import json
@@ -12,7 +12,8 @@ from steward.agent.patch import diff
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.0, 1.0]) | st.text("ab/~"),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text("ab/~", max_size=2), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text("ab/~", max_size=2), inner, max_size=3)
     ),
     max_leaves=8,
 )

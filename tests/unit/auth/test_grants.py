@@ -110,6 +110,8 @@ def test_what_was_issued_in_the_millisecond_of_a_revocation_is_revoked_and_later
 
 def test_a_revocation_is_of_one_user_of_one_tenant() -> None:
     revocations = Revocations({ALICE: NOW}, LIFETIME)
+    with pytest.raises(StewardError):
+        revocations.check(ALICE, 0)
     revocations.check(UserKey("default", "bob"), 0)
     revocations.check(UserKey("other", "alice"), 0)
 

@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { Client, State, StewardError } from "../../../edge/static/steward.js";
+import { Client, newId, State, StewardError } from "../../../edge/static/steward.js";
 
 const url = process.env.STEWARD_URL;
 const token = "scripted.token.value";
@@ -20,6 +20,13 @@ function control(command) {
   });
 }
 
+/** A started client that is closed with its test, also when that fails. */
+function connect(t, options = {}) {
+  const client = new Client({ url, token, ...options }).start();
+  t.after(() => client.close());
+  return client;
+}
+
 function once(client, type, accept = () => true) {
   return new Promise((resolve) => {
     const listen = ({ detail }) => {
@@ -31,20 +38,20 @@ function once(client, type, accept = () => true) {
   });
 }
 
-test("a run is iterated from its message to its end", DEADLINE, async () => {
-  const client = new Client({ url, token }).start();
+test("a run is iterated from its message to its end", DEADLINE, async (t) => {
+  const client = connect(t);
   const types = [];
   const run = await client.ask("Which region sold the most?");
   for await (const event of run) types.push(event.type);
-  client.close();
   assert.deepEqual(types.filter((type) => type !== "agent_text"), [
     "user_message", "agent_started", "agent_thinking", "tool_executing", "tool_completed", "agent_completed",
   ]);
+  client.close();
   assert.equal(client.state, State.CLOSED);
 });
 
-test("a dropped connection in the middle of a run loses and repeats nothing", DEADLINE, async () => {
-  const client = new Client({ url, token }).start();
+test("a dropped connection in the middle of a run loses and repeats nothing", DEADLINE, async (t) => {
+  const client = connect(t);
   const run = await client.ask("Show the sales of each region as a table");
   const sequences = [];
   let drops = 0;
@@ -60,23 +67,24 @@ test("a dropped connection in the middle of a run loses and repeats nothing", DE
   assert.deepEqual(sequences, sequences.map((_, index) => sequences[0] + index));
 });
 
-test("a message sent without a connection arrives once", DEADLINE, async () => {
-  const client = new Client({ url, token }).start();
+test("a message sent without a connection arrives once", DEADLINE, async (t) => {
+  const client = connect(t);
   await once(client, "opened");
   await control({ do: "away", seconds: 0.5 });
   await once(client, "state", ({ state }) => state === State.RESUMING);
-  const sending = client.send("Which region sold the most?", { id: "away-1" });
-  assert.equal(client.send("the same id is the same message", { id: "away-1" }), sending);
+  const id = newId();
+  const sending = client.send("Which region sold the most?", { id });
+  assert.equal(client.send("the same id is the same message", { id }), sending);
   const first = await sending;
-  const again = await client.send("Which region sold the most?", { id: "away-1" });
+  const again = await client.send("Which region sold the most?", { id });
   client.close();
   assert.equal(first.duplicate, false);
   assert.deepEqual([again.run_id, again.sequence, again.duplicate], [first.run_id, first.sequence, true]);
 });
 
-test("two clients of a user see the same, and a position resumes", DEADLINE, async () => {
-  const one = new Client({ url, token }).start();
-  const two = new Client({ url, token }).start();
+test("two clients of a user see the same, and a position resumes", DEADLINE, async (t) => {
+  const one = connect(t);
+  const two = connect(t);
   await Promise.all([once(one, "opened"), once(two, "opened")]);
   const done = once(two, "event", ({ type }) => type === "agent_completed");
   const run = await one.ask("What time is it?");
@@ -85,18 +93,17 @@ test("two clients of a user see the same, and a position resumes", DEADLINE, asy
   const position = { ...one.position, sequence: ended.sequence - 3 };
   one.close();
   two.close();
-  const later = new Client({ url, token, position }).start();
+  const later = connect(t, { position });
   const seen = [];
   for await (const event of later.events()) {
     seen.push(event.sequence);
     if (event.sequence === ended.sequence) break;
   }
-  later.close();
   assert.deepEqual(seen, [ended.sequence - 2, ended.sequence - 1, ended.sequence]);
 });
 
-test("a final close ends the session, its iterators and its sends", DEADLINE, async () => {
-  const client = new Client({ url, token }).start();
+test("a final close ends the session, its iterators and its sends", DEADLINE, async (t) => {
+  const client = connect(t);
   await once(client, "opened");
   const reading = client.events().next();
   const ended = once(client, "ended");
@@ -106,38 +113,39 @@ test("a final close ends the session, its iterators and its sends", DEADLINE, as
   await assert.rejects(client.send("too late"), (error) => error instanceof StewardError);
 });
 
-test("a refused token is asked for anew, once", DEADLINE, async () => {
+test("a refused token is asked for anew, once", DEADLINE, async (t) => {
   const asked = [];
   const provider = async (why) => {
     asked.push(why);
     return asked.length === 1 ? "stale.token.value" : token;
   };
-  const client = new Client({ url, token: provider }).start();
+  const client = connect(t, { token: provider });
   await once(client, "opened");
   client.close();
   assert.deepEqual(asked, ["start", "refused"]);
-  const wrong = new Client({ url, token: "wrong.token.value" }).start();
+  const wrong = connect(t, { token: "wrong.token.value" });
   assert.deepEqual(await once(wrong, "ended"), { reason: "TOKEN_INVALID" });
 });
 
-test("cancel ends a run, history and threads are readable", DEADLINE, async () => {
-  const client = new Client({ url, token }).start();
+test("cancel ends a run, history and threads are readable", DEADLINE, async (t) => {
+  const client = connect(t);
   const run = await client.ask("Show the table", { threadId: "t-history" });
-  run.cancel();
-  const last = await run.completed();
+  let last = null;
+  for await (const event of run) {
+    if (event.type === "tool_executing") run.cancel();
+    last = event;
+  }
   assert.equal(last.data.outcome, "cancelled");
   const { threads } = await client.threads();
   assert.ok(threads.some((thread) => thread.thread_id === "t-history" && thread.title === "Show the table"));
   const { events } = await client.threadEvents("t-history", { after: 0, limit: 1 });
   assert.deepEqual(events.map((event) => event.type), ["user_message"]);
   assert.equal(typeof (await client.ping()), "number");
-  client.close();
 });
 
-test("a mistake is an error where it is made", () => {
-  const client = new Client({ url, token });
+test("a mistake is an error where it is made", (t) => {
+  const client = connect(t);
   assert.throws(() => client.send("x", { overlap: "both" }), TypeError);
   assert.throws(() => client.send("x", { id: "" }), TypeError);
   assert.throws(() => client.cancel({}), TypeError);
-  client.close();
 });

@@ -1,10 +1,11 @@
-"""A small stand-in for an edge that serves the page and plays scripted runs, for looking at the page.
+"""A small stand-in for an edge that serves the page and plays scripted runs, to look at the page.
 
-It speaks the wire protocol well enough for one user on one process: login, tickets, the socket with
-resume, threads, history, cancel. Everything is in memory and every answer is written down here;
-nothing about Steward itself can be concluded from it. `POST /control` breaks things on purpose:
-`{"do": "drop"}` closes all sockets, `{"do": "move"}` moves the manager, `{"do": "away", "seconds": 3}`
-refuses sockets for a while, `{"do": "close", "code": 4503}` closes with a code.
+It speaks the wire protocol well enough for one user on one process: login, tickets, the socket
+with resume, threads, history, cancel. Everything is in memory and every answer is written down
+here; nothing about Steward itself can be concluded from it. `POST /control` breaks things on
+purpose: `{"do": "drop"}` closes all sockets, `{"do": "move"}` moves the manager,
+`{"do": "away", "seconds": 3}` refuses sockets for a while, `{"do": "close", "code": 4503}` closes
+with a code.
 
     python tests/unit/web/scripted_edge.py --port 18099 --pace 0.2
 """
@@ -62,6 +63,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _unauthorized() -> web.Response:
+    body = {"reason": "TOKEN_INVALID", "message": "not known here"}
+    return web.json_response(body, status=401)
+
+
 @dataclass
 class ScriptedEdge:
     """One user's stream, its sockets and its runs."""
@@ -72,6 +78,7 @@ class ScriptedEdge:
     node: str = "agent-1"
     events: list[dict[str, Any]] = field(default_factory=list)
     sockets: set[web.WebSocketResponse] = field(default_factory=set)
+    live: set[web.WebSocketResponse] = field(default_factory=set)
     accepted: dict[str, dict[str, Any]] = field(default_factory=dict)
     tickets: set[str] = field(default_factory=set)
     runs: dict[str, asyncio.Task[None]] = field(default_factory=dict)
@@ -91,7 +98,7 @@ class ScriptedEdge:
             "data": data,
         }
         self.events.append(event)
-        for socket in list(self.sockets):
+        for socket in list(self.live):
             with contextlib.suppress(ConnectionError):
                 await socket.send_json(event)
         return event
@@ -187,7 +194,8 @@ class ScriptedEdge:
                 yield part
             return
         yield "agent_thinking", {"thought": "I need the revenue of each region.", "delta": False}
-        sql = "SELECT region, SUM(units) AS units, SUM(units * price) AS revenue FROM sales GROUP BY 1"
+        sums = "SUM(units) AS units, SUM(units * price) AS revenue"
+        sql = f"SELECT region, {sums} FROM sales GROUP BY region"
         yield call("query_sales", 1, sql=sql)
         yield result("query_sales", 1, ROWS, 3)
         if "table" in question:
@@ -208,7 +216,10 @@ class ScriptedEdge:
         run_id = f"r-{secrets.token_hex(4)}"
         content = frame["content"]
         event = await self.append(
-            "user_message", {"id": frame["id"], "content": content}, thread_id=thread_id, run_id=run_id
+            "user_message",
+            {"id": frame["id"], "content": content},
+            thread_id=thread_id,
+            run_id=run_id,
         )
         answer = {"id": frame["id"], "run_id": run_id, "sequence": event["sequence"]}
         self.accepted[frame["id"]] = {**answer, "duplicate": False}
@@ -222,10 +233,24 @@ class ScriptedEdge:
         if time.monotonic() < self.away_until:
             return web.json_response({"reason": "NO_CAPACITY", "message": "away"}, status=503)
         if ticket not in self.tickets:
-            return web.json_response({"reason": "TOKEN_INVALID", "message": "no ticket"}, status=401)
+            return web.json_response(
+                {"reason": "TOKEN_INVALID", "message": "no ticket"}, status=401
+            )
         self.tickets.discard(ticket)
         socket = web.WebSocketResponse(protocols=("steward.v1",))
         await socket.prepare(request)
+        self.sockets.add(socket)
+        try:
+            await self.attach(socket, request)
+            async for message in socket:
+                if message.type == WSMsgType.TEXT:
+                    await self.on_frame(socket, json.loads(message.data))
+        finally:
+            self.sockets.discard(socket)
+            self.live.discard(socket)
+        return socket
+
+    async def attach(self, socket: web.WebSocketResponse, request: web.Request) -> None:
         sequence = len(self.events)
         after, resume = sequence, "new"
         if "after" in request.query:
@@ -255,14 +280,7 @@ class ScriptedEdge:
         while sent < len(self.events):
             await socket.send_json(self.events[sent])
             sent += 1
-        self.sockets.add(socket)
-        try:
-            async for message in socket:
-                if message.type == WSMsgType.TEXT:
-                    await self.on_frame(socket, json.loads(message.data))
-        finally:
-            self.sockets.discard(socket)
-        return socket
+        self.live.add(socket)
 
     async def on_frame(self, socket: web.WebSocketResponse, frame: dict[str, Any]) -> None:
         if frame["type"] == "ping":
@@ -292,13 +310,12 @@ class ScriptedEdge:
 
     async def login(self, request: web.Request) -> web.Response:
         if (await request.json()).get("code") != LOGIN_CODE:
-            body = {"reason": "TOKEN_INVALID", "message": "no such code"}
-            return web.json_response(body, status=401)
+            return _unauthorized()
         return web.json_response({"token": TOKEN, "token_expires_at": _now()})
 
     async def ticket(self, request: web.Request) -> web.Response:
         if not self.knows(request):
-            return web.json_response({"reason": "TOKEN_INVALID", "message": "no token"}, status=401)
+            return _unauthorized()
         if time.monotonic() < self.away_until:
             return web.json_response({"reason": "NO_CAPACITY", "message": "away"}, status=503)
         ticket = secrets.token_urlsafe(8)
@@ -307,7 +324,7 @@ class ScriptedEdge:
 
     async def threads(self, request: web.Request) -> web.Response:
         if not self.knows(request):
-            return web.json_response({"reason": "TOKEN_INVALID", "message": "no token"}, status=401)
+            return _unauthorized()
         threads: dict[str, dict[str, Any]] = {}
         for event in self.events:
             if "thread_id" not in event:
@@ -322,7 +339,7 @@ class ScriptedEdge:
 
     async def thread_events(self, request: web.Request) -> web.Response:
         if not self.knows(request):
-            return web.json_response({"reason": "TOKEN_INVALID", "message": "no token"}, status=401)
+            return _unauthorized()
         limit = int(request.query.get("limit", 100))
         wanted = request.match_info["thread_id"]
         events = [event for event in self.events if event.get("thread_id") == wanted]

@@ -1,4 +1,4 @@
-"""The JavaScript SDK and the page's model under Node: vectors, rules, and a driver on real sockets."""
+"""The JavaScript SDK and the page's model under Node: vectors, rules, real sockets."""
 
 import os
 import re
@@ -13,7 +13,8 @@ ROOT = HERE.parents[2]
 NODE = shutil.which("node")
 
 pytestmark = pytest.mark.skipif(
-    NODE is None, reason="node is not installed: THE JAVASCRIPT SDK IS NOT TESTED (Node 20 or later)"
+    NODE is None,
+    reason="node is not installed: THE JAVASCRIPT SDK IS NOT TESTED (Node 20 or later)",
 )
 
 
@@ -36,7 +37,8 @@ def _run(path: Path, *options: str, **environment: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "at_least"), [("client_session", 100), ("frames", 50), ("streams", 100), ("page_model", 10)]
+    ("name", "at_least"),
+    [("client_session", 100), ("frames", 50), ("streams", 100), ("page_model", 10)],
 )
 def test_javascript_units_pass(name: str, at_least: int) -> None:
     assert _run(HERE / f"{name}.test.mjs") >= at_least
@@ -57,4 +59,6 @@ def test_page_has_no_inline_script_or_style_and_no_foreign_address() -> None:
         if path.suffix in {".js", ".css", ".html", ".svg"}:
             text = path.read_text().replace("http://www.w3.org/2000/svg", "")
             assert "innerHTML" not in text and "insertAdjacentHTML" not in text, path
-            assert not re.search(r"(?:src|href|import|from|url\()\s*=?\s*[\"']?(?:https?:)?//", text), path
+            assert not re.search(
+                r"(?:src|href|import|from|url\()\s*=?\s*[\"']?(?:https?:)?//", text
+            ), path

@@ -1,0 +1,344 @@
+"""The one conformance suite of `PlacementStore`: every adapter passes it, the in-memory one too."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from registry_service.core.transactions import (
+    Committed,
+    Done,
+    DrainNode,
+    Evidence,
+    FenceNode,
+    JoinNode,
+    NodeClaim,
+    NodeJoined,
+    NodeOccupied,
+    NodeRecord,
+    NonceSpent,
+    PlacementRead,
+    PlacementReleased,
+    PlaceUser,
+    ReadPlacement,
+    RecordRefusal,
+    ReleasePlacement,
+    StoreOperation,
+    StoreResult,
+    StoreView,
+    TargetRefused,
+    TermLost,
+    UserPlaced,
+)
+from registry_service.store.memory import MemoryDisk, MemoryStore
+from registry_service.store.port import PlacementStore
+from registry_service.store.sqlite import SqliteStore
+from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, UserKey
+from steward.model.placement import Placement
+
+ANN = UserKey("acme", "ann")
+BOB = UserKey("acme", "bob")
+AT_MS = 1_700_000_000_000
+
+
+def claim(node_id: str = "n1", nonce: str = "a") -> NodeClaim:
+    return NodeClaim(
+        NodeId(node_id), f"boot-{nonce}", nonce, f"{nonce}.host:4000", "zone-1", 9, "1.2", 77
+    )
+
+
+def at(node_id: str, node_rev: int) -> NodeIncarnation:
+    return NodeIncarnation(NodeId(node_id), NodeRev(node_rev))
+
+
+class Opener:
+    """A store with its disk, so that a test can open it again."""
+
+    def __init__(self, make: Callable[[], PlacementStore]) -> None:
+        self._make = make
+        self.store = make()
+
+    async def open(self) -> StoreView:
+        return await self.store.open()
+
+    async def reopen(self) -> StoreView:
+        await self.store.close()
+        self.store = self._make()
+        return await self.store.open()
+
+    async def commit(self, *operations: StoreOperation) -> Committed:
+        outcome = await self.store.commit(operations)
+        assert isinstance(outcome, Committed)
+        return outcome
+
+    async def one(self, operation: StoreOperation) -> StoreResult:
+        (result,) = (await self.commit(operation)).results
+        return result
+
+    async def place(self, user: UserKey, target: NodeIncarnation) -> Placement:
+        result = await self.one(PlaceUser(user, target, "resolve"))
+        assert isinstance(result, UserPlaced)
+        return result.placement
+
+
+@pytest_asyncio.fixture(params=["memory", "sqlite"])
+async def opener(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Opener]:
+    make: Callable[[], PlacementStore]
+    if request.param == "memory":
+        disk = MemoryDisk(lambda: AT_MS)
+
+        def make() -> PlacementStore:
+            return MemoryStore(disk)
+    else:
+
+        def make() -> PlacementStore:
+            return SqliteStore(tmp_path / "registry.db", lambda: AT_MS)
+
+    opened = Opener(make)
+    await opened.open()
+    yield opened
+    await opened.store.close()
+
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_an_empty_store_has_nothing(opener: Opener) -> None:
+    assert await opener.reopen() == StoreView(0, 0)  # type: ignore[arg-type]
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(None, False)
+
+
+async def test_a_join_makes_the_node_once_and_its_revision_is_the_incarnation(
+    opener: Opener,
+) -> None:
+    first = await opener.one(JoinNode(claim()))
+    assert first == NodeJoined(NodeRecord(claim(), NodeRev(1)))
+    assert await opener.one(JoinNode(claim())) == first
+    other = await opener.one(JoinNode(claim(nonce="b")))
+    assert other == NodeOccupied(NodeRecord(claim(), NodeRev(1)))
+
+
+async def test_a_placement_has_the_epoch_of_its_revision(opener: Opener) -> None:
+    await opener.one(JoinNode(claim()))
+    placed = await opener.one(PlaceUser(ANN, at("n1", 1), "resolve"))
+    placement = Placement(ANN, Epoch(2), NodeId("n1"), NodeRev(1), "a.host:4000")
+    assert placed == UserPlaced(placement, True)
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(placement, True)
+
+
+async def test_a_placement_on_a_living_node_is_kept(opener: Opener) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
+    placement = await opener.place(ANN, at("n1", 1))
+    again = await opener.one(PlaceUser(ANN, at("n2", 2), "resolve"))
+    assert again == UserPlaced(placement, False)
+    # Also when its own node drains, and whatever the target is.
+    await opener.one(DrainNode(at("n1", 1), "announced"))
+    assert await opener.one(PlaceUser(ANN, at("gone", 9), "resolve")) == again
+
+
+async def test_two_users_of_one_batch_get_two_epochs(opener: Opener) -> None:
+    committed = await opener.commit(
+        JoinNode(claim()),
+        PlaceUser(ANN, at("n1", 1), "resolve"),
+        PlaceUser(BOB, at("n1", 1), "resolve"),
+    )
+    placed = [result for result in committed.results if isinstance(result, UserPlaced)]
+    assert [result.placement.epoch for result in placed] == [2, 3]
+    assert committed.revision == 3
+
+
+async def test_racers_of_one_batch_get_the_placement_of_the_winner(opener: Opener) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
+    committed = await opener.commit(
+        PlaceUser(ANN, at("n1", 1), "resolve"), PlaceUser(ANN, at("n2", 2), "resolve")
+    )
+    winner, loser = committed.results
+    assert isinstance(winner, UserPlaced) and isinstance(loser, UserPlaced)
+    assert (winner.created, loser.created) == (True, False)
+    assert winner.placement == loser.placement
+
+
+async def test_equal_user_ids_of_two_tenants_are_two_users(opener: Opener) -> None:
+    await opener.one(JoinNode(claim()))
+    ann = await opener.place(ANN, at("n1", 1))
+    other = await opener.place(UserKey("other", "ann"), at("n1", 1))
+    assert ann.epoch != other.epoch
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(ann, True)
+
+
+@pytest.mark.parametrize("target", [at("n1", 9), at("nobody", 1)])
+async def test_nobody_is_placed_on_a_node_that_is_not_there(
+    opener: Opener, target: NodeIncarnation
+) -> None:
+    await opener.one(JoinNode(claim()))
+    assert await opener.one(PlaceUser(ANN, target, "resolve")) == TargetRefused(False)
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(None, False)
+
+
+async def test_nobody_is_placed_on_a_draining_node(opener: Opener) -> None:
+    await opener.one(JoinNode(claim()))
+    assert await opener.one(DrainNode(at("n1", 1), "announced")) == Done(True)
+    assert await opener.one(DrainNode(at("n1", 1), "announced")) == Done(False)
+    assert await opener.one(DrainNode(at("n1", 2), "announced")) == Done(False)
+    assert await opener.one(PlaceUser(ANN, at("n1", 1), "resolve")) == TargetRefused(True)
+
+
+async def test_a_fence_is_one_change_and_ends_every_placement_of_the_incarnation(
+    opener: Opener,
+) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
+    before = await opener.place(ANN, at("n1", 1))
+    await opener.place(BOB, at("n1", 1))
+    fence = FenceNode(at("n1", 1), "lost", Evidence.BROKEN_AND_REFUSED, "refused")
+    committed = await opener.commit(fence)
+    assert (committed.results, committed.revision) == ((Done(True),), 5)
+    assert await opener.one(fence) == Done(False)
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(before, False)
+    after = await opener.place(ANN, at("n2", 2))
+    assert (after.epoch, after.incarnation) == (6, at("n2", 2))
+
+
+async def test_a_fence_of_another_incarnation_changes_nothing(opener: Opener) -> None:
+    await opener.one(JoinNode(claim()))
+    stale = FenceNode(at("n1", 9), "lost", Evidence.LEASE_OVER)
+    assert await opener.one(stale) == Done(False)
+    assert isinstance(await opener.one(JoinNode(claim())), NodeJoined)
+
+
+async def test_a_fenced_process_never_joins_again_and_its_name_is_free(opener: Opener) -> None:
+    await opener.one(JoinNode(claim()))
+    await opener.one(FenceNode(at("n1", 1), "lost", Evidence.PROOF, "exit 137"))
+    assert await opener.one(JoinNode(claim())) == NonceSpent(at("n1", 1), "lost")
+    again = await opener.one(JoinNode(claim(nonce="b")))
+    assert again == NodeJoined(NodeRecord(claim(nonce="b"), NodeRev(3)))
+
+
+async def test_a_placement_never_counts_for_the_next_incarnation_of_its_node(
+    opener: Opener,
+) -> None:
+    await opener.one(JoinNode(claim()))
+    await opener.place(ANN, at("n1", 1))
+    await opener.commit(FenceNode(at("n1", 1), "lost", Evidence.PROOF), JoinNode(claim(nonce="b")))
+    read = await opener.one(ReadPlacement(ANN))
+    assert isinstance(read, PlacementRead) and not read.alive
+    placed = await opener.place(ANN, at("n1", 4))
+    assert (placed.epoch, placed.node_rev, placed.address) == (5, 4, "b.host:4000")
+
+
+async def test_a_release_compares_epoch_and_holder(opener: Opener) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
+    placement = await opener.place(ANN, at("n1", 1))
+    refused = PlacementReleased(False, placement)
+    assert await opener.one(ReleasePlacement(ANN, Epoch(2), at("n1", 1), "idle")) == refused
+    assert await opener.one(ReleasePlacement(ANN, Epoch(3), at("n2", 2), "idle")) == refused
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(placement, True)
+    release = ReleasePlacement(ANN, Epoch(3), at("n1", 1), "idle")
+    assert await opener.one(release) == PlacementReleased(True, None)
+    assert await opener.one(release) == PlacementReleased(False, None)
+    assert (await opener.place(ANN, at("n2", 2))).epoch == 5
+
+
+async def test_a_late_release_of_an_old_epoch_removes_nothing(opener: Opener) -> None:
+    await opener.one(JoinNode(claim()))
+    old = await opener.place(ANN, at("n1", 1))
+    release = ReleasePlacement(ANN, old.epoch, at("n1", 1), "idle")
+    await opener.one(release)
+    new = await opener.place(ANN, at("n1", 1))
+    assert await opener.one(release) == PlacementReleased(False, new)
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(new, True)
+
+
+async def test_everything_is_there_after_a_restart_and_epochs_grow_on(opener: Opener) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")), JoinNode(claim("n3", "c")))
+    ann = await opener.place(ANN, at("n1", 1))
+    await opener.place(BOB, at("n3", 3))
+    await opener.one(DrainNode(at("n2", 2), "announced"))
+    await opener.one(FenceNode(at("n3", 3), "lost", Evidence.PROOF))
+    view = await opener.reopen()
+    assert view.revision == 7
+    assert view.nodes == (
+        NodeRecord(claim(), NodeRev(1)),
+        NodeRecord(claim("n2", "b"), NodeRev(2), draining=True),
+    )
+    assert view.placements == ((at("n1", 1), 1),)
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(ann, True)
+    assert (await opener.place(BOB, at("n1", 1))).epoch == 8
+    assert await opener.one(JoinNode(claim("n3", "c"))) == NonceSpent(at("n3", 3), "lost")
+
+
+async def test_the_ledger_tells_what_happened_with_cause_and_evidence(opener: Opener) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
+    await opener.place(ANN, at("n1", 1))
+    await opener.one(FenceNode(at("n1", 1), "lost", Evidence.BROKEN_AND_REFUSED, "refused"))
+    await opener.place(ANN, at("n2", 2))
+    await opener.one(ReleasePlacement(ANN, Epoch(3), at("n1", 1), "idle"))
+    trace = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+    refusal = RecordRefusal("stale_append", "fence 5", ANN, Epoch(3), at("n1", 1), trace)
+    await opener.one(refusal)
+    await opener.one(DrainNode(at("n2", 2), "announced"))
+    await opener.one(ReleasePlacement(ANN, Epoch(5), at("n2", 2), "idle"))
+    rows = (await opener.store.ledger(None, 100))[::-1]
+    assert [row.number for row in rows] == list(range(1, 10))
+    assert {row.at_ms for row in rows} == {AT_MS}
+    told = [(row.revision, row.kind, row.cause, row.evidence) for row in rows]
+    assert told == [
+        (1, "join", "a.host:4000", ""),
+        (2, "join", "b.host:4000", ""),
+        (3, "place", "resolve", ""),
+        (4, "fence", "lost", "B: refused"),
+        (5, "takeover", "resolve", "was on n1/1 under 3, which is not alive"),
+        (5, "refusal", "stale_release", "is on n2/2 under 5"),
+        (5, "refusal", "stale_append", "fence 5"),
+        (6, "drain", "announced", ""),
+        (7, "release", "idle", ""),
+    ]
+    mine = await opener.store.ledger(ANN, 3)
+    assert [row.kind for row in mine] == ["release", "refusal", "refusal"]
+    assert (mine[1].tenant, mine[1].user, mine[1].epoch) == ("acme", "ann", 3)
+    assert (mine[1].node_id, mine[1].node_rev, mine[1].traceparent) == ("n1", 1, trace)
+    assert await opener.store.ledger(BOB, 10) == []
+
+
+async def test_outcomes_come_in_the_order_of_the_commits(opener: Opener) -> None:
+    await opener.one(JoinNode(claim()))
+    seen: list[int] = []
+    futures = []
+    for number in range(5):
+        user = UserKey("acme", f"u{number}")
+        future = opener.store.commit((PlaceUser(user, at("n1", 1), "resolve"),))
+        future.add_done_callback(lambda _, number=number: seen.append(number))
+        futures.append(future)
+    outcomes = await asyncio.gather(*futures)
+    assert seen == [0, 1, 2, 3, 4]
+    assert [outcome.revision for outcome in outcomes] == [2, 3, 4, 5, 6]  # type: ignore[union-attr]
+
+
+async def test_a_store_whose_term_was_raised_writes_nothing_any_more(opener: Opener) -> None:
+    await opener.one(JoinNode(claim()))
+    await _raise_term(opener)
+    lost = await opener.store.commit((PlaceUser(ANN, at("n1", 1), "resolve"),))
+    assert lost == TermLost(2)
+    assert await opener.store.commit((ReadPlacement(ANN),)) == TermLost(2)
+    view = await opener.reopen()
+    assert (view.revision, view.placements) == (1, ())
+
+
+def _raise_term(opener: Opener) -> Awaitable[object]:
+    """As another process would that got the store in spite of its lock."""
+    store = opener.store
+    if isinstance(store, MemoryStore):
+        return MemoryStore(store._disk).open()
+    assert isinstance(store, SqliteStore)
+
+    def work() -> None:
+        store._opened().execute("UPDATE meta SET term = term + 1")
+
+    return store._call(work)
+
+
+async def test_closing_twice_is_harmless(opener: Opener) -> None:
+    await opener.store.close()
+    await opener.store.close()
+    assert (await opener.reopen()).revision == 0
