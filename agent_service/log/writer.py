@@ -177,8 +177,6 @@ class GroupWriter:
         if head is None:
             head = self._create(seal)
         elif seal.epoch > head.fence:
-            # What the old activation noted in this group must not outlive its fence.
-            self._flush()
             self._db.execute(
                 "UPDATE stream SET fence = ?, activation = ?, noted = 0 WHERE id = ?",
                 (seal.epoch, seal.activation, head.row),
@@ -237,7 +235,7 @@ class GroupWriter:
             (row,),
         ).fetchone()
         following, epoch, number = last if last is not None else (oldest, 0, 0)
-        number = max(noted, number)
+        number = max(noted, number if epoch == fence else 0)
         return _Head(row, StreamId(stream_id), fence, activation, oldest, following, number)
 
     def _flush(self) -> None:

@@ -18,9 +18,9 @@ import { StreamRules } from "./stream_rules.js";
 
 const EXAMPLES = [
   "Which region sold the most?",
-  "Show the sales of each region as a table",
-  "What is 12.5 % of 8640?",
-  "What time is it in Tokyo?",
+  "Show the sales of each region",
+  "What is 12.5% of 8640?",
+  "How many days until 2027-01-01?",
 ];
 const SIGN_IN_AGAIN = new Map([
   ["TOKEN_EXPIRED", "Your session expired. Sign in again to go on."],

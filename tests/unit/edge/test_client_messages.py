@@ -93,8 +93,8 @@ json_values = st.recursive(
     st.sampled_from(["user_message", "cancel", "user_input", "ack", "auth", "ping", "x"]),
     st.dictionaries(
         st.sampled_from(
-            ["id", "content", "thread_id", "agent", "overlap", "run_id", "request_id", "value"]
-            + ["sequence", "digest", "token", "t", "user_id", "other"]
+            "id content thread_id agent overlap run_id request_id value sequence digest token t"
+            " user_id other".split()
         ),
         json_values,
     ),

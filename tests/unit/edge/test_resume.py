@@ -34,7 +34,9 @@ def is_of_the_table(case: dict[str, Any]) -> bool:
     return "client" not in query and all(len(values) == 1 for values in query.values())
 
 
-@pytest.mark.parametrize("case", filter(is_of_the_table, CASES), ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", list(filter(is_of_the_table, CASES)), ids=lambda case: case["name"]
+)
 def test_resume_vectors_hold(case: dict[str, Any]) -> None:
     query = {name: v[0] for name, v in parse_qs(case["query"], keep_blank_values=True).items()}
     if "http" in case["expect"]:
