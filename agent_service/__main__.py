@@ -11,7 +11,7 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from agent_service.core.grants import AUDIT_EVENT
-from agent_service.core.manager import AgentPolicy, ManagerPolicy
+from agent_service.core.policy import AgentPolicy, ManagerPolicy
 from agent_service.host.agent_loop import AgentLoop
 from agent_service.host.host import ManagerHost
 from agent_service.log.remote import RemoteLog

@@ -1,5 +1,6 @@
 """`python -m registry_service`: the composition root of the registry."""
 
+import logging
 import os
 import sys
 
@@ -18,9 +19,13 @@ from steward.rpc.roles import RoleVerifier
 from steward.runtime.clock import boot_ms, wall_ms
 from steward.runtime.service import EnvironmentUnusable, run
 from steward.telemetry.catalog import RegistryMetrics
+from steward.telemetry.lag import LagProbe
+from steward.telemetry.logs import configure, fields
 from steward.v1 import registry_service_pb2_grpc
 
 STOP_GRACE_S = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class RegistryService:
@@ -31,6 +36,7 @@ class RegistryService:
         self._settings = settings
         self._catalog = RegistryMetrics(self.metrics)
         self._driver: RegistryDriver | None = None
+        self._lag = LagProbe(self._catalog.loop_lag)
         self._serving = False
 
     async def start(self) -> None:
@@ -51,6 +57,7 @@ class RegistryService:
         except RuntimeError:
             raise EnvironmentUnusable(f"port {address} can't be used; choose another") from None
         await self._server.start()
+        self._lag.start()
         self._serving = True
 
     def unready(self) -> str | None:
@@ -59,11 +66,12 @@ class RegistryService:
     async def failed(self) -> None:
         assert self._driver is not None
         cause = await self._driver.failed()
-        print(f"steward: registry ends: {cause}", file=sys.stderr)
+        _log.error("the registry ends", extra=fields(cause=cause))
 
     async def stop(self) -> None:
         """Stop the machine before the streams: their end must not look like nodes that died."""
         self._serving = False
+        self._lag.stop()
         driver, self._driver = self._driver, None
         if driver is not None:
             await driver.stop()
@@ -73,6 +81,7 @@ class RegistryService:
 def main() -> None:
     try:
         settings = load(RegistrySettings, sys.argv[1:], os.environ)
+        configure(settings, "registry")
     except SettingsError as error:
         print(f"steward: {error}", file=sys.stderr)
         sys.exit(2)

@@ -49,10 +49,12 @@ from registry_service.core.registry import Registry, RegistrySnapshot
 from registry_service.core.transactions import Outcome
 from registry_service.store.port import PlacementStore, StoreFailed
 from registry_service.uplink import Dialer
+from steward.model.keys import NodeIncarnation
 from steward.model.placement import Placement
 from steward.telemetry.catalog import RegistryMetrics
+from steward.telemetry.logs import fields
 
-log = logging.getLogger("steward.registry")
+_log = logging.getLogger(__name__)
 
 
 class Peer(Protocol):
@@ -147,7 +149,7 @@ class RegistryDriver:
                 await self._waker
         except Exception:
             # A bug in the machine: its state can't be trusted, and the store holds the truth.
-            log.exception("the registry machine failed")
+            _log.exception("the registry machine failed")
             self._fail("the registry machine failed")
 
     def _perform(self, effect: Effect) -> None:
@@ -173,24 +175,25 @@ class RegistryDriver:
             case Halt(cause):
                 self._fail(cause)
             case NodeUp(incarnation, address, resumed):
-                verb = "resumed" if resumed else "joined"
-                log.info("node %s/%d %s from %s", *incarnation, verb, address)
+                _log.info(
+                    "node resumed" if resumed else "node joined",
+                    extra=fields(**_node(incarnation), address=address),
+                )
             case NodeDraining(incarnation):
-                log.info("node %s/%d drains", *incarnation)
+                _log.info("node drains", extra=fields(**_node(incarnation)))
             case NodeLost(incarnation, cause, evidence, detail):
                 self._metrics.fenced(evidence.value)
-                log.warning(
-                    "node %s/%d fenced: %s (evidence %s: %s)",
-                    *incarnation,
-                    cause,
-                    evidence.value,
-                    detail,
+                _log.warning(
+                    "node fenced",
+                    extra=fields(
+                        **_node(incarnation), cause=cause, evidence=evidence.value, detail=detail
+                    ),
                 )
             case RefusalRecorded(kind, detail):
                 self._metrics.refused(kind)
-                log.warning("refused: %s (%s)", kind, detail)
+                _log.warning("refusal", extra=fields(kind=kind, detail=detail))
             case GraceBegun(cause, _):
-                log.info("grace begins: %s", cause)
+                _log.info("grace begins", extra=fields(cause=cause))
 
     def _committed(
         self, transaction: TransactionId, began: float, done: "asyncio.Future[Outcome]"
@@ -200,7 +203,7 @@ class RegistryDriver:
         error = done.exception()
         if error is not None:
             if not isinstance(error, StoreFailed):
-                log.error("the store raised %r", error)
+                _log.error("the store failed in a way that it should not", exc_info=error)
             self._fail(str(error))
             return
         self._metrics.committed(time.perf_counter() - began)
@@ -224,14 +227,16 @@ class RegistryDriver:
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._due)
 
     def _due(self) -> None:
-        if self._timer_ms is not None:
-            self._metrics.late(max(0, self._clock() - self._timer_ms))
         self._timer, self._timer_ms = None, None
         self.submit(Tick())
 
     def _fail(self, cause: str) -> None:
         if not self._failure.done():
             self._failure.set_result(cause)
+
+
+def _node(incarnation: NodeIncarnation) -> dict[str, str | int]:
+    return {"node": incarnation.node_id, "node_rev": incarnation.node_rev}
 
 
 class _Counters:
@@ -263,9 +268,6 @@ class _Counters:
 
     def refused(self, kind: str) -> None:
         self._metrics.refusals.labels(kind).inc()
-
-    def late(self, ms: int) -> None:
-        self._metrics.loop_lag.observe(ms / 1000)
 
     def observe(self, snapshot: RegistrySnapshot) -> None:
         nodes = [node for node in snapshot.nodes if not node.fencing]

@@ -49,7 +49,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """One row of the table. `close_code` and `http_status` are None where a client never sees it."""
+    """One row of the table. `close_code` and `http_status` are None where no client sees it."""
 
     reason: Reason
     grpc_code: str
@@ -107,7 +107,7 @@ ERRORS: dict[Reason, ErrorRow] = dict(
 
 
 class StewardError(Exception):
-    """A refusal with a reason of the table. `message` is for people; it names no other user's data."""
+    """A refusal with a reason of the table. `message` is for people; no other user's data in it."""
 
     def __init__(self, reason: Reason, message: str, *, retry_after_ms: int | None = None) -> None:
         super().__init__(f"{reason}: {message}")

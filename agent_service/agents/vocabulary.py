@@ -96,10 +96,10 @@ BREAKDOWN = frozenset("by per each every breakdown split".split())
 LISTING = frozenset("list show exist available there names".split())
 
 FILLER = frozenset(
-    "a an and any are as at came can come could data database did do does during for from get give "
-    "had has have how i in is it its made make may me my number of on one ones only or our out over "
-    "please see shop so tell that the their them these they to us was we were what what's which "
-    "who whole will with would year you your all hey hi hello".split()
+    "a all an and any are as at came can come could data database did do does during "
+    "for from get give had has have hello hey hi how i in is it its made make may me my number "
+    "of on one ones only or our out over please see shop so tell that the their them these they "
+    "to us was we were what what's which who whole will with would year you your".split()
 )
 
 NUMBER_WORDS = {

@@ -62,6 +62,7 @@ from agent_service.core.facts import (
 )
 from agent_service.core.grants import Grant, refuse_construction
 from agent_service.core.journal import Append, Committed, Fenced, Record, Sealed, StoredEvent
+from agent_service.core.policy import ManagerPolicy
 from agent_service.core.state import ManagerState, RunState
 from steward.errors import Reason
 from steward.model.keys import EdgeId, Epoch, RunId, Sequence, StreamId, ThreadId
@@ -82,23 +83,6 @@ MINUTE_MS = 60_000
 FULL_APPEND_BYTES = 2 * 1024 * 1024
 """What would make an append larger waits. The log takes 8 MiB; one step adds at most 3 MiB."""
 WORKING = b'{"thought":"Working","delta":false}'
-
-
-@dataclass(frozen=True, slots=True)
-class AgentPolicy:
-    """What the manager must know of an agent."""
-
-    name: str
-    overlap: str
-
-
-@dataclass(frozen=True, slots=True)
-class ManagerPolicy:
-    """Immutable configuration, shared by all managers of a node. The first agent is the default."""
-
-    agents: tuple[AgentPolicy, ...]
-    max_waiting_runs: int = 32
-    messages_per_minute: int = 600
 
 
 @dataclass(slots=True)

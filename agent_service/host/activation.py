@@ -2,7 +2,8 @@
 
 from agent_service.core.grants import Grant
 from agent_service.core.journal import Sealed
-from agent_service.core.manager import Manager, ManagerPolicy
+from agent_service.core.manager import Manager
+from agent_service.core.policy import ManagerPolicy
 
 
 def make_manager(grant: Grant, sealed: Sealed, policy: ManagerPolicy) -> Manager:

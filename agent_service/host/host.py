@@ -44,7 +44,8 @@ from agent_service.core.effects import (
 )
 from agent_service.core.grants import Grant, GrantBook, GrantRefused
 from agent_service.core.journal import AppendOutcome, Fenced, Seal
-from agent_service.core.manager import Manager, ManagerPolicy
+from agent_service.core.manager import Manager
+from agent_service.core.policy import ManagerPolicy
 from agent_service.host.activation import make_manager
 from agent_service.host.history import read_history
 from agent_service.host.ports import EdgePort, RegistryPort, RunPort

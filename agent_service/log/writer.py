@@ -177,6 +177,8 @@ class GroupWriter:
         if head is None:
             head = self._create(seal)
         elif seal.epoch > head.fence:
+            # What the old activation noted in this group must not outlive its fence.
+            self._flush()
             self._db.execute(
                 "UPDATE stream SET fence = ?, activation = ?, noted = 0 WHERE id = ?",
                 (seal.epoch, seal.activation, head.row),

@@ -27,6 +27,12 @@ const SIGN_IN_AGAIN = new Map([
   ["TOKEN_INVALID", "This token is not valid here. Sign in again."],
   ["TOKEN_REVOKED", "This token was revoked. Sign in again."],
 ]);
+const SAID = {
+  CONNECTING: "Connecting",
+  OPEN: "Connected",
+  RESUMING: "Connection lost, resuming",
+  CLOSED: "The session is closed",
+};
 const PING_EVERY_MS = 15_000;
 
 class App {
@@ -35,6 +41,7 @@ class App {
   #history = null;
   #rules = new StreamRules();
   #connections = 0;
+  #said = null;
   #signIn = new SignIn();
 
   constructor() {
@@ -90,9 +97,10 @@ class App {
 
   /** Run a client until it ends. */
   #session(token, position) {
+    const isFirst = this.#client === null;
     const client = new Client({ token, position });
     this.#client = client;
-    if (position === null) this.#openThread(threadOfAddress(), { load: false });
+    if (isFirst) this.#openThread(threadOfAddress(), { load: false });
     client.addEventListener("opened", ({ detail }) => this.#onOpened(client, detail));
     client.addEventListener("event", ({ detail }) => this.#onEvent(detail));
     client.addEventListener("state", ({ detail }) => this.#onState(detail));
@@ -149,6 +157,9 @@ class App {
   }
 
   #onState({ state, reason, retryAt }) {
+    // Said once per change: the countdown on the pill is for eyes only.
+    if (state !== this.#said) this.#say(SAID[state]);
+    this.#said = state;
     this.status.set({ state, reason, retryAt });
     if (state !== "OPEN") this.status.inspect({ "last break": reason });
   }
@@ -191,6 +202,10 @@ class App {
       if (past === this.#history) this.#explain("Earlier messages could not be read", error);
     }
     if (past !== this.#history) return;
+    if (past.firstEvent?.type === "user_message") {
+      this.threads.name(model.threadId, contentText(past.firstEvent.data.content));
+      this.#showTitle();
+    }
     this.conversation.setLoading(false);
     this.conversation.setEarlier(past.hasEarlier);
     this.#draw();
@@ -251,13 +266,22 @@ class App {
 
   #showSidebar(shown) {
     document.body.classList.toggle("sidebar-open", shown);
-    byId("menu").setAttribute("aria-expanded", String(shown));
+    const menu = byId("menu");
+    const was = menu.getAttribute("aria-expanded") === "true";
+    menu.setAttribute("aria-expanded", String(shown));
+    if (shown) byId("new-thread").focus();
+    else if (was) menu.focus();
   }
 
   #announce(event) {
     const run = this.#model.items.find((item) => item.runId === event.run_id);
     const answer = run ? answerTexts(run).map((text) => text.text).join(" ") : "";
-    byId("announcer").textContent = answer || `The run ended: ${event.data.outcome}`;
+    this.#say(answer || `The run ended: ${event.data.outcome}`);
+  }
+
+  /** For screen readers. */
+  #say(text) {
+    byId("announcer").textContent = text;
   }
 
   async #measure() {

@@ -27,13 +27,10 @@ class Candidate:
 
 
 def score(user: UserKey, node_id: NodeId) -> int:
-    """The weight of a pair, 64 bits. Lengths are part of the input: no two keys read the same."""
-    digest = blake2b(digest_size=8)
-    for part in (node_id, user.tenant, user.user):
-        raw = part.encode()
-        digest.update(len(raw).to_bytes(4, "big"))
-        digest.update(raw)
-    return int.from_bytes(digest.digest(), "big")
+    """The weight of a pair, 64 bits. Lengths are part of the input: no two pairs read the same."""
+    tenant, name = user
+    pair = f"{len(node_id)}:{node_id}{len(tenant)}:{tenant}{name}"
+    return int.from_bytes(blake2b(pair.encode(), digest_size=8).digest(), "big")
 
 
 def choose(user: UserKey, candidates: Iterable[Candidate]) -> NodeId | None:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from steward.cli.layout import MODULES, service_command
@@ -43,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
     """Print defaults or docs, or check the environment; 2 when it has a mistake."""
     environ = dict(os.environ) if args.action == "check" else _without_settings(os.environ)
     try:
-        sections = [(role, _settings_of(role, environ)) for role in MODULES]
+        with ThreadPoolExecutor(max_workers=len(MODULES)) as pool:
+            answers = pool.map(lambda role: _settings_of(role, environ), MODULES)
+            sections = list(zip(MODULES, answers, strict=True))
         if args.action == "check":
             _refuse_unknown(os.environ)
     except ConfigError as error:

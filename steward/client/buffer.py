@@ -17,14 +17,14 @@ from steward.errors import Reason, StewardError
 class EventBuffer:
     """One reader, one writer, one event loop. The first `end` counts."""
 
-    __slots__ = ("_end", "_ended", "_events", "_limit", "_reader", "_room", "was_read")
+    __slots__ = ("_end", "_ended", "_events", "_limit", "_reader", "_space", "was_read")
 
     def __init__(self, limit: int) -> None:
         self._events: deque[Event] = deque()
         self._limit = limit
         self.was_read = False
         self._reader: asyncio.Future[None] | None = None
-        self._room: asyncio.Future[None] | None = None
+        self._space = asyncio.Event()
         self._ended = False
         self._end: BaseException | None = None
 
@@ -41,34 +41,32 @@ class EventBuffer:
         """Add an event, even when full: the writer asks for room between its reads."""
         if not self._ended:
             self._events.append(event)
-            _wake(self._reader)
+            self._wake_reader()
 
     def clear(self) -> None:
         """Forget what was not read yet."""
         self._events.clear()
-        _wake(self._room)
+        self._space.set()
 
     def end(self, error: BaseException | None = None) -> None:
         """No more events: after what is held the reader gets `error`, or just the end."""
         if not self._ended:
             self._ended, self._end = True, error
-            _wake(self._reader)
-            _wake(self._room)
+            self._space.set()
+            self._wake_reader()
 
     async def room(self, seconds: float) -> None:
         """Wait until there is room; give the reader up when there is none in `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 while self.full:
-                    self._room = asyncio.get_running_loop().create_future()
-                    await self._room
+                    self._space.clear()
+                    await self._space.wait()
         except TimeoutError:
             text = (
                 f"{len(self._events)} events were not read within {seconds:g} s; resume after them"
             )
             self.end(StewardError(Reason.SLOW_CONSUMER, text))
-        finally:
-            self._room = None
 
     async def get(self) -> Event | None:
         """The next event; None at the end. Raises the error that it was ended with."""
@@ -87,10 +85,9 @@ class EventBuffer:
                 self._reader = None
         event = self._events.popleft()
         if not self.full:
-            _wake(self._room)
+            self._space.set()
         return event
 
-
-def _wake(waiter: "asyncio.Future[None] | None") -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

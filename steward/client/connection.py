@@ -186,14 +186,17 @@ class Connection:
                     while self._out:
                         await ws.send_str(self._out.popleft())
             except (aiohttp.ClientError, OSError, TimeoutError):
-                return  # The reader sees the end of the connection, or the session the silence.
+                self._give_up()
             if self._shut_code is not None:
                 await self._close(ws, self._shut_code)
+                # The reader of our events may hold up the reading of the socket.
+                self.task.cancel()
                 return
 
     @staticmethod
     async def _close(ws: aiohttp.ClientWebSocketResponse, code: int) -> None:
         try:
-            await ws.close(code=code)
-        except (aiohttp.ClientError, OSError):
-            pass  # It is gone already.
+            async with asyncio.timeout(2 * CLOSE_S):
+                await ws.close(code=code)
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            pass  # It is gone, or aiohttp has dropped it now.

@@ -15,4 +15,3 @@ def boot_ms() -> int:
 def wall_ms() -> int:
     """Unix time in milliseconds. May be stepped; for stamps and token expiry alone."""
     return time.time_ns() // 1_000_000
-

@@ -40,7 +40,8 @@ from agent_service.core.journal import (
     Sealed,
     SealOutcome,
 )
-from agent_service.core.manager import AgentPolicy, Manager, ManagerPolicy
+from agent_service.core.manager import Manager
+from agent_service.core.policy import AgentPolicy, ManagerPolicy
 from agent_service.host.activation import make_manager
 from agent_service.log.memory import LogState
 from agent_service.log.port import ReadRange

@@ -8,14 +8,11 @@
 import { byId, el } from "./dom.js";
 import { RunView } from "./run_view.js";
 import { contentText } from "./thread_model.js";
+import { formatDuration } from "./values.js";
 
 const NEAR_END_PX = 80;
-const CAUSES = {
-  drain: "planned move",
-  move: "planned move",
-  node_lost: "its node was lost",
-  passivated: "it was put away while idle",
-};
+/** A timer and not an animation frame: tabs in the background keep up too. */
+const FRAME_MS = 16;
 
 export class Conversation {
   #model = null;
@@ -81,14 +78,14 @@ export class Conversation {
     this.#keepEnd();
   }
 
-  /** Draw with the next frame. */
+  /** Draw soon; what comes until then is drawn with it. */
   draw() {
     if (this.#scheduled) return;
     this.#scheduled = true;
-    requestAnimationFrame(() => {
+    setTimeout(() => {
       this.#scheduled = false;
       this.#draw();
-    });
+    }, FRAME_MS);
   }
 
   #draw() {
@@ -180,8 +177,8 @@ export class Conversation {
 
 function noticeNode(event) {
   const { from_node: from, to_node: to, cause, gap_ms: gap } = event.data;
-  const why = CAUSES[cause] ?? cause;
   const way = from && to ? `Moved from ${from} to ${to}` : `Now on ${to || "another node"}`;
-  const text = `${way}${why ? ` (${why})` : ""}${Number.isFinite(gap) ? `, ${gap} ms without it` : ""}`;
+  const why = cause ? ` (${cause.replaceAll("_", " ")})` : "";
+  const text = `${way}${why}${gap > 0 ? `, away for ${formatDuration(gap)}` : ""}`;
   return el("p", { class: "notice", data: { sequence: String(event.sequence) } }, el("span", { text }));
 }

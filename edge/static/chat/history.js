@@ -29,6 +29,9 @@ export class History {
     return this.#first !== null && this.#model.oldest > this.#first;
   }
 
+  /** The thread's first event, once `load` has read it; null for an empty thread. */
+  firstEvent = null;
+
   /** The newest page, and as much before it as its first run needs. */
   async load() {
     const newest = await this.#page({ limit: PAGE });
@@ -36,7 +39,8 @@ export class History {
     this.isLoaded = true;
     if (newest.events.length === 0) return;
     const start = await this.#page({ after: 0, limit: 1 });
-    this.#first = start.events[0]?.sequence ?? this.#model.oldest;
+    this.firstEvent = start.events[0] ?? null;
+    this.#first = this.firstEvent?.sequence ?? this.#model.oldest;
     for (let i = 0; i < MAX_COMPLETIONS && this.#model.isCutOff && this.hasEarlier; i += 1) {
       await this.earlier();
     }

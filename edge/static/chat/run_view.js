@@ -123,7 +123,9 @@ export class RunView {
       this.#result = el("div", { class: "result" }, wholeNode(run.result));
       this.#answer.append(this.#result);
     }
-    this.#answer.classList.toggle("waiting", run.status === "running" && texts.length === 0);
+    const asks = run.questions.some((question) => !question.answered);
+    const isSilent = texts.length === 0 && run.progress === null && !asks;
+    this.#answer.classList.toggle("waiting", run.status === "running" && isSilent);
     this.#answer.setAttribute("aria-busy", String(run.status === "running"));
   }
 

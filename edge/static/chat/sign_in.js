@@ -7,6 +7,7 @@
  * and taken out of the address bar and the history at once.
  */
 
+import { newId } from "../steward.js";
 import { byId } from "./dom.js";
 
 const KEY = "steward.token";
@@ -23,11 +24,23 @@ export class SignIn {
     });
   }
 
-  /** A token without asking anybody: from the address, this tab, or another tab. Null if none. */
+  /**
+   * A token without asking anybody: from the address, this tab, or another tab. Null if none.
+   * Throws an Error when the address held a code that is not valid and there is no other way.
+   */
   async silently() {
     const code = takeLoginCode();
-    if (code !== null) return this.#store(await logIn(code));
-    return sessionStorage.getItem(KEY) ?? this.#fromOtherTab();
+    let refused = null;
+    if (code !== null) {
+      try {
+        return this.#store(await logIn(code));
+      } catch (error) {
+        refused = error;
+      }
+    }
+    const token = sessionStorage.getItem(KEY) ?? (await this.#fromOtherTab());
+    if (token === null && refused !== null) throw refused;
+    return token;
   }
 
   /**
@@ -75,7 +88,7 @@ export class SignIn {
   }
 
   #fromOtherTab() {
-    const question = crypto.randomUUID();
+    const question = newId();
     return new Promise((resolve) => {
       const settle = (token) => {
         clearTimeout(timer);

@@ -4,6 +4,8 @@ import { byId, el } from "./dom.js";
 
 export const MAIN_THREAD = "main";
 
+const MAX_TITLE = 80;
+
 export class Threads {
   #threads = new Map();
   #current = MAIN_THREAD;
@@ -39,13 +41,20 @@ export class Threads {
     return this.#threads.get(threadId)?.title || (threadId === MAIN_THREAD ? "Main thread" : "New thread");
   }
 
-  /** Take notice of a live event. Returns true when the list changed. */
+  /** Name a thread by its first message, where the server gave it no title. */
+  name(threadId, text) {
+    const thread = this.#thread(threadId);
+    thread.title ||= text.slice(0, MAX_TITLE);
+    this.#draw();
+  }
+
+  /** Take notice of a live event; `text` is that of a `user_message`. */
   see(event, text = "") {
     if (!event.thread_id) return;
     const thread = this.#thread(event.thread_id);
     thread.sequence = event.sequence;
     const before = `${thread.running}|${thread.unread}|${thread.title}`;
-    if (event.type === "user_message" && !thread.title) thread.title = text.slice(0, 80);
+    if (event.type === "user_message" && !thread.title) thread.title = text.slice(0, MAX_TITLE);
     if (event.type === "agent_started") thread.running = true;
     if (event.type === "agent_completed") {
       thread.running = false;

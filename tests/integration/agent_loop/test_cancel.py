@@ -40,15 +40,18 @@ async def test_a_cancelled_run_hands_over_nothing_more(serve: Serve) -> None:
 
 
 async def test_verbs_in_flight_of_a_cancelled_run_are_dropped(serve: Serve) -> None:
+    started = threading.Event()
     go = threading.Event()
 
     async def analyst(run: Run) -> None:
+        started.set()
         go.wait(5)
         await run.think("in flight")
 
     async with serve(analyst) as host:
         key = host.start()
-        # The agent blocks its loop here, so that its verb can't cross before the cancel.
+        await host.until(started.is_set)
+        # The agent blocks its loop, which hears of the cancel only after the verb was put.
         host.loop.cancel_run(key)
         go.set()
         await host.run_probe()
@@ -273,6 +276,7 @@ async def test_stop_cancels_all_runs_and_ends_the_thread(serve: Serve) -> None:
         await host.until(lambda: len(host.verbs) == 2)
         await host.loop.stop(5.0)
         assert sorted(ended) == ["alice", "bob"]
+        host.loop._thread.join(5.0)
         assert not host.loop._thread.is_alive()
         host.start()
         host.loop.cancel_run(host.verbs[0].key)

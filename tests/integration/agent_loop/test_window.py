@@ -87,6 +87,28 @@ async def test_many_tasks_of_one_run_share_one_window(serve: Serve) -> None:
         assert [data["thought"] for _, data in host.events(key)] == [str(n) for n in range(500)]
 
 
+async def test_a_small_verb_does_not_overtake_a_large_one_that_waits(serve: Serve) -> None:
+    async def analyst(run: Run) -> None:
+        for _ in range(4):
+            await run.emit("blob", "x" * 1_000_000)
+        large = asyncio.create_task(run.emit("large", "x" * 1_000_000))
+        await asyncio.sleep(0)
+        await run.emit("small", "x")
+        await large
+
+    async with serve(analyst) as host:
+        host.hold = True
+        key = host.start()
+        await host.until(lambda: len(host.of(key)) == 4)
+        for _ in range(10):
+            await host.run_probe()
+        assert len(host.of(key)) == 4
+        host.hold = False
+        host.acknowledge()
+        await host.finished(key)
+        assert [data["name"] for _, data in host.events(key)][4:] == ["large", "small"]
+
+
 async def test_a_verb_that_gives_up_waiting_passes_its_place_on(serve: Serve) -> None:
     async def analyst(run: Run) -> str:
         waiting = [asyncio.create_task(run.think(str(n))) for n in range(WINDOW + 10)]

@@ -127,10 +127,17 @@ class ScriptedEdge:
             await self.arrived.wait_for(lambda: len(found()) >= number)
             return found()[number - 1]
 
+    async def wait_for_upgrades(self, number: int) -> None:
+        """Until so many connections were asked for."""
+        async with self.arrived, asyncio.timeout(5):
+            await self.arrived.wait_for(lambda: len(self.upgrades) >= number)
+
     async def connect(self, request: web.Request) -> web.StreamResponse:
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         loop = asyncio.get_running_loop()
-        self.upgrades.append(Upgrade(dict(request.query), token, loop.time()))
+        async with self.arrived:
+            self.upgrades.append(Upgrade(dict(request.query), token, loop.time()))
+            self.arrived.notify_all()
         fault = self.faults.popleft() if self.faults else Fault()
         if fault.refuse is not None:
             status, body, headers = fault.refuse

@@ -8,13 +8,13 @@ from typing import Any
 import orjson
 import pytest
 import pytest_asyncio
-from agent_service.host.agent_loop import AgentLoop
 from prometheus_client import CollectorRegistry
 
 from agent_service.core.commands import AttachEdge, CancelRun, SubmitMessage
 from agent_service.core.effects import AnswerAccepted, AnswerAttached, AnswerRefused, Deliver
 from agent_service.core.journal import Append, AppendOutcome
-from agent_service.core.manager import AgentPolicy, ManagerPolicy
+from agent_service.core.policy import AgentPolicy, ManagerPolicy
+from agent_service.host.agent_loop import AgentLoop
 from agent_service.host.host import ManagerHost
 from agent_service.host.ports import EdgeAnswer
 from agent_service.log.memory import MemoryLog

@@ -153,6 +153,24 @@ async def test_close_commits_what_waits(tmp_path: Path) -> None:
     assert await future == Committed(Sequence(2))
 
 
+def test_takeover_in_the_group_of_the_last_append_starts_a_new_count(tmp_path: Path) -> None:
+    state = Record(RecordKind.STATE, "state", b"{}")
+    last = Append(ALICE, Epoch(1), 1, Sequence(1), (), (state,))
+    file = open_database(tmp_path)
+    writer = GroupWriter(file.writer, lambda: StreamId("s"))
+    outcomes = writer.commit(
+        [Seal(ALICE, Epoch(1), "a"), last, Seal(ALICE, Epoch(2), "b")]
+    ).outcomes
+    assert outcomes[2] == Sealed(StreamId("s"), Sequence(1), Sequence(1), (state,), 0)
+    file.close()
+    file = open_database(tmp_path)
+    writer = GroupWriter(file.writer, lambda: StreamId("s"))
+    first = Append(ALICE, Epoch(2), 1, Sequence(1), (StoredEvent(b"1", "main"),), ())
+    assert writer.commit([first]).outcomes == [Committed(Sequence(2))]
+    assert read_events(file.writer, ALICE, ReadRange()).events == (b"1",)
+    file.close()
+
+
 USERS = [UserKey("t", "u"), UserKey("t/u", "")]
 users = st.sampled_from([*USERS, USERS[0], USERS[0]])
 events = st.lists(

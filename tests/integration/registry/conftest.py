@@ -107,7 +107,17 @@ class RegistryProcess:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[RegistryProcess]:
+    """A process for one test."""
     process = RegistryProcess(tmp_path / "data")
+    process.start()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def shared_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
+    """A process for all tests of a module that leave nothing behind."""
+    process = RegistryProcess(tmp_path_factory.mktemp("registry") / "data")
     process.start()
     yield process
     process.close()
@@ -136,14 +146,18 @@ class Session:
         await self._call.write(message)
 
     async def expect(self, body: str) -> Any:
-        """The next message of this kind; beats and renewals that come before are dropped."""
+        """The next message but beats and renewals, which must be of this kind."""
+        return await self.next(body, "beat", "renewed")
+
+    async def next(self, body: str, *dropped: str) -> Any:
+        """The next message of this kind; before it only `dropped` ones may come (or beats)."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 message = await self._messages.get()
                 kind = message.WhichOneof("body")
                 if kind == body:
                     return getattr(message, body)
-                assert kind in ("beat", "renewed"), f"{kind} came before {body}"
+                assert kind in (*dropped, "beat"), f"{kind} came before {body}"
 
     async def end(self) -> None:
         async with asyncio.timeout(DEADLINE_S):
@@ -185,16 +199,17 @@ class NodeClient(Client):
         super().__init__(registry, Role.AGENT)
         self.node_id = node_id
         self.nonce = uuid.uuid4().hex
-        self.listener: asyncio.Server | None = None
+        self.listener: socket.socket | None = None
         self.beating: asyncio.Task[None] | None = None
         self.address = ""
         self.node_rev = 0
         self.open: Session
 
-    async def listen(self) -> str:
+    def listen(self) -> str:
+        # Nobody accepts but the kernel, as for a paused process.
         if self.listener is None:
-            self.listener = await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", 0)
-            self.address = f"127.0.0.1:{self.listener.sockets[0].getsockname()[1]}"
+            self.listener = socket.create_server(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
         return self.address
 
     async def hello(self, **changes: Any) -> Session:
@@ -203,7 +218,7 @@ class NodeClient(Client):
             "node_id": self.node_id,
             "boot_id": "boot",
             "nonce": self.nonce,
-            "address": await self.listen(),
+            "address": self.listen(),
             "version": "1",
             "pid": 4711,
             **changes,
@@ -241,7 +256,6 @@ class NodeClient(Client):
         await self.stop_beating()
         if self.listener is not None:
             self.listener.close()
-            await self.listener.wait_closed()
         await super().close()
 
     async def close(self) -> None:
@@ -330,7 +344,7 @@ async def clients(registry: RegistryProcess) -> AsyncIterator[Clients]:
 
 @pytest.fixture
 def until() -> Callable[..., Any]:
-    """`await until(condition)`: polls with a deadline; the condition may be a coroutine function."""
+    """`await until(condition)`: polls with a deadline; the condition may be async."""
 
     async def wait(condition: Callable[[], Any]) -> Any:
         deadline = time.monotonic() + DEADLINE_S

@@ -10,7 +10,8 @@ from agent_service.core.commands import Command, FinishAppend, SubmitMessage
 from agent_service.core.effects import Deliver, Effect, WriteAppend
 from agent_service.core.grants import GrantBook
 from agent_service.core.journal import Seal, Sealed
-from agent_service.core.manager import AgentPolicy, Manager, ManagerPolicy
+from agent_service.core.manager import Manager
+from agent_service.core.policy import AgentPolicy, ManagerPolicy
 from agent_service.log.memory import LogState
 from steward.model.keys import (
     EdgeId,

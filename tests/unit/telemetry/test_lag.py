@@ -22,7 +22,7 @@ async def test_a_blocked_loop_is_seen_and_a_stopped_probe_measures_nothing() -> 
 
     time.sleep(INTERVAL_S + 0.3)  # noqa: ASYNC251 (blocking the loop is what is tested)
     async with asyncio.timeout(5):
-        while not samples():  # noqa: ASYNC110
+        while not samples():
             await asyncio.sleep(0.01)
     assert probe.take_worst() >= 0.25
     assert probe.take_worst() == 0.0

@@ -82,6 +82,7 @@ class ScriptedEdge:
     accepted: dict[str, dict[str, Any]] = field(default_factory=dict)
     tickets: set[str] = field(default_factory=set)
     runs: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    inputs: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
     away_until: float = 0.0
 
     async def append(self, kind: str, data: dict[str, Any], **envelope: Any) -> dict[str, Any]:
@@ -179,6 +180,19 @@ class ScriptedEdge:
         if "fail" in question:
             yield "agent_thinking", {"thought": "I was asked to fail.", "delta": False}
             raise RuntimeError("this is what a failure looks like")
+        if "confirm" in question:
+            yield "agent_thinking", {"thought": "This needs a person.", "delta": False}
+            yield "progress", {"fraction": 0.4, "label": "Preparing"}
+            yield "custom", {"name": "draft", "value": {"rows": 4}}
+            schema = {"type": "boolean"}
+            asked = {"request_id": f"{run_id}.q1", "prompt": "Send the report?", "schema": schema}
+            self.inputs[asked["request_id"]] = asyncio.get_running_loop().create_future()
+            yield "input_requested", asked
+            value = await self.inputs[asked["request_id"]]
+            yield "input_received", {"request_id": asked["request_id"], "value": value}
+            for part in words("Sent." if value else "Not sent."):
+                yield part
+            return
         if "time" in question or "clock" in question:
             yield "agent_thinking", {"thought": "The clock knows.", "delta": False}
             yield call("clock", 1, zone="Asia/Tokyo")
@@ -287,6 +301,8 @@ class ScriptedEdge:
             await socket.send_json({"type": "pong", "t": frame["t"]})
         elif frame["type"] == "user_message":
             await socket.send_json({"type": "accepted", **await self.submit(frame)})
+        elif frame["type"] == "user_input":
+            self.inputs[frame["request_id"]].set_result(frame["value"])
         elif frame["type"] == "cancel":
             self.runs[frame["run_id"]].cancel()
 
@@ -302,8 +318,7 @@ class ScriptedEdge:
         code = command.get("code", WSCloseCode.GOING_AWAY)
         if what == "away":
             self.away_until = time.monotonic() + command["seconds"]
-        for socket in list(self.sockets):
-            await socket.close(code=code)
+        await asyncio.gather(*(socket.close(code=code) for socket in list(self.sockets)))
         return web.json_response({})
 
     # -- HTTP --------------------------------------------------------------------------------------

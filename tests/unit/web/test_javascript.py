@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 NODE = shutil.which("node")
 
-pytestmark = pytest.mark.skipif(
+needs_node = pytest.mark.skipif(
     NODE is None,
     reason="node is not installed: THE JAVASCRIPT SDK IS NOT TESTED (Node 20 or later)",
 )
@@ -36,14 +36,16 @@ def _run(path: Path, *options: str, **environment: str) -> int:
     return int(count[1])
 
 
+@needs_node
 @pytest.mark.parametrize(
     ("name", "at_least"),
-    [("client_session", 100), ("frames", 50), ("streams", 100), ("page_model", 10)],
+    [("client_session", 100), ("frames", 50), ("streams", 100), ("page_model", 10), ("history", 6)],
 )
 def test_javascript_units_pass(name: str, at_least: int) -> None:
     assert _run(HERE / f"{name}.test.mjs") >= at_least
 
 
+@needs_node
 def test_javascript_driver_keeps_its_promises_on_real_sockets(scripted_url: str) -> None:
     assert NODE is not None
     version = subprocess.run([NODE, "--version"], capture_output=True, text=True, check=True).stdout

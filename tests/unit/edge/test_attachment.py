@@ -1,0 +1,283 @@
+"""`Attachment`: finds the manager, follows it, and loses no command on the way."""
+
+import itertools
+
+import pytest
+
+from edge.core.attachment import (
+    ABANDON_MS,
+    ATTACH_ANSWER_MS,
+    LINGER_MS,
+    MOST_BACKOFF_MS,
+    MOST_PENDING,
+    Answered,
+    Attachment,
+    AttachmentState,
+    Effect,
+    HeadKnown,
+    NodeLost,
+    Occupied,
+    Over,
+    PlacementMoved,
+    Resolved,
+    ResolveFailed,
+    ResolveManager,
+    SearchFailed,
+    SendCommand,
+    Settle,
+    Submit,
+    Tick,
+    Vacated,
+)
+from edge.core.commands import (
+    Accepted,
+    Answer,
+    AnswerBody,
+    Attach,
+    Attached,
+    CancelRun,
+    Detach,
+    ManagerLost,
+    Refused,
+    SubmitMessage,
+)
+from steward.errors import Reason
+from steward.model.keys import Epoch, NodeId, NodeRev, StreamId, UserKey
+from steward.model.placement import Placement
+
+ALICE = UserKey("default", "alice")
+
+
+def placement(epoch: int, node: str = "n1", rev: int = 1) -> Placement:
+    return Placement(ALICE, Epoch(epoch), NodeId(node), NodeRev(rev), f"{node}:1")
+
+
+def answer(epoch: int, command_id: int, body: AnswerBody) -> Answered:
+    return Answered(Answer(ALICE, Epoch(epoch), command_id, body))
+
+
+def message(id: str) -> SubmitMessage:
+    return SubmitMessage(id, b'"x"', "main")
+
+
+def fresh(per_minute: int = 10_000) -> Attachment:
+    attachment = Attachment(0, ALICE, per_minute, itertools.count(1), 0)
+    assert attachment.handle(0, Occupied()) == [ResolveManager(0)]
+    return attachment
+
+
+def commands(effects: list[Effect]) -> list[SendCommand]:
+    return [e for e in effects if isinstance(e, SendCommand)]
+
+
+def attach(attachment: Attachment, epoch: int, node: str = "n1", sequence: int = 5) -> list[Effect]:
+    """Resolve and attach under an epoch; the effects of the answer."""
+    (asked,) = attachment.handle(0, Resolved(placement(epoch, node)))
+    assert isinstance(asked, SendCommand) and asked.command.body == Attach()
+    body = Attached(StreamId("s1"), sequence, 1)
+    return attachment.handle(0, answer(epoch, asked.command.command_id, body))
+
+
+def live(epoch: int = 7, per_minute: int = 10_000) -> Attachment:
+    attachment = fresh(per_minute)
+    (known,) = attach(attachment, epoch)
+    assert isinstance(known, HeadKnown) and known.head.sequence == 5
+    assert attachment.live_epoch == epoch
+    return attachment
+
+
+# ---- finding and following
+
+
+def test_resolve_attach_live() -> None:
+    attachment = live()
+    assert attachment.state is AttachmentState.LIVE and attachment.next_deadline() is None
+    later = attachment.head(9)
+    assert later is not None and (later.sequence, later.epoch) == (9, 7)
+
+
+@pytest.mark.parametrize("known", [0, 12])
+def test_a_lost_manager_is_resolved_above_its_epoch(known: int) -> None:
+    attachment = live(7)
+    effects = attachment.handle(0, answer(7, 0, ManagerLost("MANAGER_MOVED", known)))
+    assert effects == [ResolveManager(max(8, known))]
+    assert attachment.live_epoch == 0 and attachment.head(9) is None
+
+
+def test_news_of_an_older_manager_changes_nothing() -> None:
+    attachment = live(7)
+    assert attachment.handle(0, answer(6, 0, ManagerLost("x", 0))) == []
+    assert attachment.live_epoch == 7
+
+
+def test_an_answer_of_an_earlier_attach_is_ignored() -> None:
+    attachment = fresh()
+    (asked,) = commands(attachment.handle(0, Resolved(placement(7))))
+    attachment.handle(0, NodeLost(placement(7).incarnation, fenced=True))
+    attachment.handle(0, Resolved(placement(9, "n2")))
+    late = answer(7, asked.command.command_id, Attached(StreamId("s1"), 1, 1))
+    assert attachment.handle(0, late) == [] and attachment.live_epoch == 0
+
+
+def test_a_fenced_node_is_resolved_above_the_epoch_and_a_broken_stream_at_it() -> None:
+    for fenced, least in ((True, 8), (False, 7)):
+        attachment = live(7)
+        gone = NodeLost(placement(7).incarnation, fenced=fenced)
+        assert attachment.handle(0, gone) == [ResolveManager(least)]
+
+
+def test_the_loss_of_another_node_is_nothing() -> None:
+    attachment = live(7)
+    other = placement(7, "n1", rev=2).incarnation
+    assert attachment.handle(0, NodeLost(other, fenced=True)) == []
+    assert attachment.live_epoch == 7
+
+
+def test_a_stale_placement_is_never_attached() -> None:
+    attachment = live(7)
+    attachment.handle(0, NodeLost(placement(7).incarnation, fenced=True))
+    effects = attachment.handle(0, Resolved(placement(7)))
+    assert effects == [SearchFailed(Reason.MANAGER_UNAVAILABLE)]
+    assert attachment.state is AttachmentState.WAITING and attachment.max_epoch == 7
+
+
+def test_a_pushed_move_is_followed_without_asking_and_never_backwards() -> None:
+    attachment = live(7)
+    (asked,) = commands(attachment.handle(0, PlacementMoved(placement(9, "n2"))))
+    assert asked.placement.node_id == "n2" and attachment.live_epoch == 0
+    assert attachment.handle(0, PlacementMoved(placement(8, "n3"))) == []
+    assert attachment.max_epoch == 9
+
+
+def test_a_stale_attach_comes_back_with_the_epoch_that_the_node_knows() -> None:
+    attachment = fresh()
+    (asked,) = commands(attachment.handle(0, Resolved(placement(7))))
+    refused = Refused(Reason.EPOCH_STALE, "stale", known_epoch=11)
+    effects = attachment.handle(0, answer(7, asked.command.command_id, refused))
+    assert effects == [SearchFailed(Reason.EPOCH_STALE)]
+    due = attachment.next_deadline()
+    assert due is not None and attachment.handle(due, Tick()) == [ResolveManager(11)]
+
+
+def test_backoff_doubles_to_a_second_and_never_ends() -> None:
+    attachment = fresh()
+    waits, now = [], 0
+    for _ in range(12):
+        attachment.handle(now, ResolveFailed(Reason.NO_CAPACITY))
+        due = attachment.next_deadline()
+        assert due is not None
+        waits.append(due - now)
+        assert attachment.handle(due - 1, Tick()) == []
+        now = due
+        assert attachment.handle(now, Tick()) == [ResolveManager(0)]
+    assert waits[:5] == [25, 50, 100, 200, 400] and set(waits[6:]) == {MOST_BACKOFF_MS // 2}
+
+
+def test_a_silent_node_is_asked_about_again() -> None:
+    attachment = fresh()
+    attachment.handle(0, Resolved(placement(7)))
+    assert attachment.next_deadline() == ATTACH_ANSWER_MS
+    effects = attachment.handle(ATTACH_ANSWER_MS, Tick())
+    assert effects == [SearchFailed(Reason.MANAGER_UNAVAILABLE), ResolveManager(7)]
+
+
+def test_a_node_that_can_not_be_dialled_is_not_dialled_in_a_loop() -> None:
+    attachment = fresh()
+    attachment.handle(0, Resolved(placement(7)))
+    effects = attachment.handle(0, NodeLost(placement(7).incarnation, fenced=False))
+    assert effects == [SearchFailed(Reason.MANAGER_UNAVAILABLE)]
+    # The registry's word that it is fenced ends the waiting.
+    gone = NodeLost(placement(7).incarnation, fenced=True)
+    assert attachment.handle(0, gone) == [ResolveManager(8)]
+
+
+# ---- commands
+
+
+def test_commands_are_kept_until_attached_and_sent_in_order() -> None:
+    attachment = fresh()
+    for n in range(3):
+        assert attachment.handle(0, Submit(n, "trace", message(f"m{n}"))) == []
+    effects = attach(attachment, 7)
+    bodies = [e.command.body for e in commands(effects)]
+    assert bodies == [message("m0"), message("m1"), message("m2")]
+    assert {e.command.epoch for e in commands(effects)} == {7}
+
+
+def test_commands_without_an_answer_go_to_the_next_manager() -> None:
+    attachment = live(7)
+    first = commands(attachment.handle(0, Submit(1, "", message("m1"))))[0].command
+    second = commands(attachment.handle(0, Submit(2, "", message("m2"))))[0].command
+    accepted = Accepted("m1", "r1", 6, False, 0)
+    assert attachment.handle(0, answer(7, first.command_id, accepted)) == [Settle(1, accepted)]
+    attachment.handle(0, answer(7, 0, ManagerLost("x", 0)))
+    resent = [e.command for e in commands(attach(attachment, 8, "n2"))]
+    assert [(c.body, c.epoch) for c in resent] == [(message("m2"), 8)]
+    duplicate = Accepted("m2", "r2", 7, True, 0)
+    settled = attachment.handle(0, answer(8, second.command_id, duplicate))
+    assert settled == [Settle(2, duplicate)]
+    assert attachment.handle(0, answer(8, second.command_id, duplicate)) == []
+
+
+@pytest.mark.parametrize(
+    "reason", [Reason.EPOCH_STALE, Reason.MANAGER_MOVED, Reason.PLACEMENT_UNKNOWN]
+)
+def test_a_refusal_that_means_elsewhere_keeps_the_command(reason: Reason) -> None:
+    attachment = live(7)
+    sent = commands(attachment.handle(0, Submit(1, "", message("m1"))))[0].command
+    effects = attachment.handle(0, answer(7, sent.command_id, Refused(reason, "no")))
+    assert effects == [ResolveManager(7)]
+    assert len(commands(attach(attachment, 8))) == 1
+
+
+def test_a_refusal_for_the_client_settles_the_command() -> None:
+    attachment = live(7)
+    sent = commands(attachment.handle(0, Submit(1, "", CancelRun("r9"))))[0].command
+    refused = Refused(Reason.NOT_FOUND, "no such run")
+    assert attachment.handle(0, answer(7, sent.command_id, refused)) == [Settle(1, refused)]
+
+
+def test_the_buffer_is_bounded() -> None:
+    attachment = fresh()
+    for n in range(MOST_PENDING):
+        assert attachment.handle(0, Submit(n, "", message(f"m{n}"))) == []
+    (settle,) = attachment.handle(0, Submit(999, "", message("more")))
+    assert isinstance(settle, Settle) and isinstance(settle.outcome, Refused)
+    assert settle.outcome.reason is Reason.RATE_LIMITED
+
+
+def test_a_user_is_limited_per_minute_over_all_connections() -> None:
+    attachment = live(per_minute=2)
+    assert commands(attachment.handle(0, Submit(1, "", message("a"))))
+    assert commands(attachment.handle(0, Submit(2, "", message("b"))))
+    (settle,) = attachment.handle(0, Submit(3, "", message("c")))
+    assert isinstance(settle, Settle) and isinstance(settle.outcome, Refused)
+    assert (settle.outcome.reason, settle.outcome.retry_after_ms) == (Reason.RATE_LIMITED, 30_000)
+    assert commands(attachment.handle(30_000, Submit(4, "", message("c"))))
+
+
+# ---- the end
+
+
+def test_the_last_one_to_leave_detaches_after_a_while() -> None:
+    attachment = live(7)
+    attachment.handle(100, Vacated())
+    assert attachment.next_deadline() == 100 + LINGER_MS
+    effects = attachment.handle(100 + LINGER_MS, Tick())
+    assert [e.command.body for e in commands(effects)] == [Detach()]
+    assert effects[-1] == Over() and attachment.live_epoch == 0
+
+
+def test_who_comes_back_in_time_finds_the_attachment_live() -> None:
+    attachment = live(7)
+    attachment.handle(100, Vacated())
+    assert attachment.handle(200, Occupied()) == []
+    assert attachment.handle(10_000, Tick()) == [] and attachment.live_epoch == 7
+
+
+def test_a_command_without_an_answer_keeps_the_attachment_for_a_while() -> None:
+    attachment = live(7)
+    attachment.handle(0, Submit(1, "", message("m1")))
+    attachment.handle(1, Vacated())
+    assert attachment.handle(1 + LINGER_MS, Tick()) == []
+    assert attachment.handle(1 + ABANDON_MS, Tick())[-1] == Over()
