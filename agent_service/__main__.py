@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from prometheus_client import CollectorRegistry
@@ -112,10 +112,8 @@ class AgentNode:
 
     async def failed(self) -> None:
         """Ends when this incarnation is over, or the log failed for good."""
-        await asyncio.wait(
-            {self._host.failed, self._session.fenced, self._holding},
-            return_when=asyncio.FIRST_COMPLETED,
-        )
+        ends: set[asyncio.Future[Any]] = {self._host.failed, self._session.fenced, self._holding}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if self._session.fenced.done():
             _log.error("this incarnation is over", extra={"cause": self._session.fenced.result()})
         elif self._holding.done():

@@ -89,6 +89,7 @@ class StopRun:
 class CountRun:
     """A run has ended."""
 
+    key: RunKey
     outcome: Outcome
 
 

@@ -461,7 +461,7 @@ class Manager:
         self._record(RunClosed(opened.run_id))
         self._record(ThreadTouched(opened.thread_id, "", sequence, self._encoder.time(wall_ms)))
         self._envelopes.pop(opened.run_id, None)
-        self._after.append(CountRun(outcome))
+        self._after.append(CountRun(self._key(opened.run_id), outcome))
         if start_next:
             self._start_next(wall_ms, opened.thread_id)
 

@@ -49,6 +49,7 @@ from agent_service.core.policy import ManagerPolicy
 from agent_service.host.activation import make_manager
 from agent_service.host.history import read_history
 from agent_service.host.ports import EdgePort, RegistryPort, RunPort
+from agent_service.host.spans import HostSpans
 from agent_service.log.port import EventLog, LogFailed, LogFull
 from steward.errors import Reason, StewardError
 from steward.model.keys import EdgeId, Epoch, NodeIncarnation, UserKey
@@ -99,6 +100,7 @@ class ManagerHost:
         self._policy = policy
         self._metrics = metrics
         self._tracing = tracing
+        self._spans = HostSpans(tracing)
         self._runs: RunPort | None = None
         self._book: GrantBook | None = None
         self._live: dict[UserKey, _Live] = {}
@@ -161,6 +163,8 @@ class ManagerHost:
 
     def command(self, user: UserKey, epoch: Epoch, command: EdgeCommand, trace: str) -> None:
         """A command of an edge, under the epoch that the edge believes in."""
+        if isinstance(command, SubmitMessage):
+            self._spans.message(user, command)
         live = self._live.get(user)
         if live is not None and epoch == live.manager.epoch:
             self._handle(live, command)
@@ -187,6 +191,7 @@ class ManagerHost:
         """A batch of what agents asked for, over all users, in order per run."""
         by_user: dict[UserKey, list[Verb]] = {}
         for verb in verbs:
+            self._spans.verb(verb)
             by_user.setdefault(verb.key.user, []).append(verb)
         for user, mine in by_user.items():
             live = self._live.get(user)
@@ -351,9 +356,12 @@ class ManagerHost:
         live: _Live,
         effect: AnswerAttached | AnswerAccepted | AnswerCancelled | AnswerRefused,
     ) -> None:
+        manager = live.manager
+        if isinstance(effect, AnswerAccepted):
+            self._spans.accepted(manager.user, manager.epoch, effect)
         edge = self._edges.get(effect.edge_id)
         if edge is not None:
-            edge.answer(live.manager.user, live.manager.epoch, effect, Epoch(0))
+            edge.answer(manager.user, manager.epoch, effect, Epoch(0))
 
     def _refuse(
         self, user: UserKey, epoch: Epoch, command: EdgeCommand, reason: Reason, known: Epoch
@@ -365,6 +373,7 @@ class ManagerHost:
             edge.answer(user, epoch, answer, known)
 
     def _start_run(self, live: _Live, effect: StartRun) -> None:
+        self._spans.run_started(effect)
         task = asyncio.ensure_future(self._prepare_run(live, effect))
         live.preparing[effect.key] = task
         task.add_done_callback(partial(self._prepared, live, effect.key))
@@ -400,6 +409,7 @@ class ManagerHost:
             self._runs.cancel_run(effect.key)
 
     def _count_run(self, live: _Live, effect: CountRun) -> None:
+        self._spans.run_ended(effect.key, effect.outcome)
         self._metrics.runs_total.labels(outcome=effect.outcome.value).inc()
         if self._draining and not self.open_runs:
             self._idle.set()

@@ -337,8 +337,10 @@ class Nodes:
     def report_unreachable(self, report: ReportUnreachable) -> None:
         node = self.get(report.incarnation)
         if node is None:
-            # The edge missed the push; tell it again.
-            self._turn.send(report.peer, NodeFenced(report.incarnation, "fenced before"))
+            if report.incarnation.node_id not in self._joining:
+                # The edge missed the push; tell it again. (While a process joins under that
+                # name it can't be told yet whether it is the one that was reported.)
+                self._turn.send(report.peer, NodeFenced(report.incarnation, "fenced before"))
         elif not node.fencing:
             node.reported_ms = self._turn.now_ms
             self._dial(node)

@@ -69,6 +69,15 @@ class Tracing:
         sampled = int(ids[:8], 16) < self._threshold
         return f"00-{ids[:32]}-{ids[32:]}{'-01' if sampled else _UNSAMPLED}"
 
+    def child(self, parent: str) -> str:
+        """The context of a span that will be recorded later, for its children to refer to.
+
+        Returns `parent` when nothing of its trace is kept.
+        """
+        if self._exporter is None or not is_sampled(parent):
+            return parent
+        return f"{parent[:36]}{os.urandom(8).hex()}-01"
+
     def record(
         self,
         name: str,
@@ -76,18 +85,20 @@ class Tracing:
         start_ns: int,
         attributes: Mapping[str, Attribute],
         *,
+        context: str = "",
         failed: bool = False,
     ) -> str:
         """Export a span that started at `start_ns` (time.time_ns) and ends now.
 
-        Returns the context for children: the new span, or `parent` when not sampled.
+        `context` is what `child(parent)` gave, if children were made before. Returns the
+        context for children: the new span, or `parent` when not sampled.
         """
         exporter = self._exporter
         if exporter is None or not is_sampled(parent):
             return parent
-        span_id = os.urandom(8).hex()
-        exporter.export(name, parent, span_id, start_ns, time.time_ns(), attributes, failed)
-        return f"{parent[:36]}{span_id}-01"
+        context = context or self.child(parent)
+        exporter.export(name, parent, context[36:52], start_ns, time.time_ns(), attributes, failed)
+        return context
 
     def close(self) -> None:
         """Flush what waits. Safe to call twice."""
