@@ -12,8 +12,11 @@ import os
 import textwrap
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pytest
+
+_CLUSTERS = pytest.StashKey[list[Any]]()
 
 ASSERTING_CALLS = frozenset({"raises", "warns", "fail"})
 ASSERTING_PREFIXES = ("assert_", "check_")
@@ -28,12 +31,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """In CI, turn a skip into a failure."""
+    """Show the logs of the clusters of a failed test. In CI, turn a skip into a failure."""
     report: pytest.TestReport = yield  # type: ignore[misc]
+    if report.when == "call" and report.failed:
+        for cluster in item.stash.get(_CLUSTERS, []):
+            report.sections.append(("cluster", cluster.logs()))
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("STEWARD_CI") == "1":
         report.outcome = "failed"
         report.longrepr = f"skipped in CI, where nothing may be missing: {report.longrepr}"
     return report  # type: ignore[return-value]
+
+
+@pytest.fixture
+def clusters_to_show(request: pytest.FixtureRequest) -> list[Any]:
+    """Put a `LocalCluster` here and its logs are shown when the test fails."""
+    clusters: list[Any] = []
+    request.node.stash[_CLUSTERS] = clusters
+    return clusters
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -46,8 +46,9 @@ class HostSpans:
 
     def accepted(self, user: UserKey, epoch: Epoch, answer: AnswerAccepted) -> None:
         if self._open:
-            attributes = {"steward.epoch": epoch, "steward.sequence": answer.sequence}
-            self._end((user, answer.id), attributes)
+            self._end(
+                (user, answer.id), {"steward.epoch": epoch, "steward.sequence": answer.sequence}
+            )
 
     def run_started(self, start: StartRun) -> None:
         if is_sampled(start.traceparent):
@@ -55,7 +56,7 @@ class HostSpans:
 
     def run_ended(self, key: RunKey, outcome: Outcome) -> None:
         if self._open:
-            attributes = {
+            attributes: dict[str, Attribute] = {
                 "gen_ai.operation.name": "invoke_agent",
                 "steward.run_id": key.run_id,
                 "steward.epoch": key.epoch,

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from steward.client.checks import check_stream
+from steward.testing.tab import open_tab
 
 AGENT = '''
 import asyncio
@@ -24,47 +25,6 @@ async def count(run):
 '''
 
 BOUND_S = 8.0
-
-
-class Tab:
-    """One WebSocket that knows the protocol page alone. Keeps every event and when it came."""
-
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self.socket = socket
-        self.ready: dict[str, Any] = {}
-        self.events: list[dict[str, Any]] = []
-        self.at: list[float] = []
-
-    async def until(self, kind: str, timeout_s: float) -> dict[str, Any]:
-        """Read up to the next frame of a type."""
-        async with asyncio.timeout(timeout_s):
-            while True:
-                message = await self.socket.receive()
-                assert message.type is aiohttp.WSMsgType.TEXT, (
-                    f"{message!r}, {self.socket.close_code}"
-                )
-                frame: dict[str, Any] = message.json()
-                if "sequence" in frame and "event_id" in frame:
-                    self.events.append(frame)
-                    self.at.append(time.monotonic())
-                elif frame["type"] == "ready":
-                    self.ready = frame
-                if frame["type"] == kind:
-                    return frame
-
-    async def send(self, id: str, text: str) -> None:
-        await self.socket.send_json({"type": "user_message", "id": id, "content": text})
-
-
-async def open_tab(session: aiohttp.ClientSession, url: str, token: str) -> Tab:
-    socket = await session.ws_connect(
-        f"{url}/v1/connect",
-        headers={"Authorization": f"Bearer {token}"},
-        protocols=["steward.v1"],
-    )
-    tab = Tab(socket)
-    await tab.until("ready", 10)
-    return tab
 
 
 def assert_unbroken(events: list[dict[str, Any]]) -> None:
@@ -109,17 +69,13 @@ async def test_killed_node_user_moves_under_a_higher_epoch_without_gap_or_repeat
         assert second.events == first.events
         assert_unbroken(first.events)
 
-        await first.socket.close()
-        await second.socket.close()
-        third = await session.ws_connect(
-            f"{cluster.url}/v1/connect?after=0", headers={"Authorization": f"Bearer {token}"}
-        )
-        replayed = Tab(third)
-        await replayed.until("ready", 10)
+        await first.close()
+        await second.close()
+        replayed = await open_tab(session, cluster.url, token, after=0)
         while len(replayed.events) < len(first.events):
             await replayed.until("agent_completed", 10)
         assert replayed.events == first.events
-        await third.close()
+        await replayed.close()
 
 
 @pytest.mark.asyncio
@@ -141,4 +97,4 @@ async def test_killed_node_queued_messages_run_on_the_other_node(
         outcomes = [(await tab.until("agent_completed", 15))["data"]["outcome"] for _ in range(3)]
         assert outcomes == ["interrupted", "success", "success"]
         assert_unbroken(tab.events)
-        await tab.socket.close()
+        await tab.close()

@@ -48,7 +48,7 @@ class Connection:
         self.broken = False
 
     async def frame(self, frame: dict[str, Any]) -> None:
-        if not self.broken:
+        if not self.broken and not self.ws.closed:
             await self.ws.send_str(json.dumps(frame))
 
     async def event(self, event: dict[str, Any]) -> None:

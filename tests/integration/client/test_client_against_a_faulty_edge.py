@@ -276,7 +276,6 @@ async def test_frames_that_are_no_frames_force_a_new_connection(edge: Edge, faul
 
 async def test_a_silent_server_is_left(edge: Edge, fault: Fault) -> None:
     edge.heartbeat_seconds = 0.1
-    started = time.monotonic()
     async with Client(edge.url, token="good", after=0) as client:
         edge.heartbeat_seconds = 15.0
         await edge.wait_for_upgrades(2)

@@ -40,7 +40,7 @@ def test_append_survives_the_wire() -> None:
     convert.fill_append(message, 5, append)
     message = log_service_pb2.AppendEvents.FromString(message.SerializeToString())
     assert message.request_id == 5
-    assert convert.append_from(message) == (append, 2 + 5 * len(b'{"sequence": 1}'))
+    assert convert.append_from(message) == (append, 2 + len(RECORDS) * len(b'{"sequence": 1}'))
 
 
 def test_seal_survives_the_wire() -> None:

@@ -1,5 +1,7 @@
 """Chunks: what is packed comes back, and damage is noticed before a wrong event is returned."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def test_chunks_hold_the_events_in_order_each_of_one_thread(written: list[Stored
     ]
     assert found == written
     threads = [chunk.thread_id for chunk in chunks]
-    assert all(left != right for left, right in zip(threads, threads[1:], strict=False))
+    assert all(left != right for left, right in pairwise(threads))
 
 
 @given(events)

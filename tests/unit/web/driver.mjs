@@ -105,11 +105,14 @@ test("two clients of a user see the same, and a position resumes", DEADLINE, asy
 test("a final close ends the session, its iterators and its sends", DEADLINE, async (t) => {
   const client = connect(t);
   await once(client, "opened");
-  const reading = client.events().next();
+  const read = async () => {
+    for await (const event of client.events()) assert.ok(event.sequence);
+  };
+  const reading = assert.rejects(read(), { name: "StewardError", reason: "USER_EVICTED" });
   const ended = once(client, "ended");
   await control({ do: "close", code: 4503 });
   assert.deepEqual(await ended, { reason: "USER_EVICTED" });
-  await assert.rejects(reading, { name: "StewardError", reason: "USER_EVICTED" });
+  await reading;
   await assert.rejects(client.send("too late"), (error) => error instanceof StewardError);
 });
 

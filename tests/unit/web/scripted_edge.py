@@ -251,7 +251,7 @@ class ScriptedEdge:
                 {"reason": "TOKEN_INVALID", "message": "no ticket"}, status=401
             )
         self.tickets.discard(ticket)
-        socket = web.WebSocketResponse(protocols=("steward.v1",))
+        socket = web.WebSocketResponse(protocols=("steward.v1",), timeout=0.1)
         await socket.prepare(request)
         self.sockets.add(socket)
         try:
