@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import grpc
 from prometheus_client import CollectorRegistry
 
-from agent_service.core.grants import AUDIT_EVENT
 from agent_service.core.policy import AgentPolicy, ManagerPolicy
 from agent_service.host.agent_loop import AgentLoop
+from agent_service.host.constructions import ConstructionWatch
 from agent_service.host.host import ManagerHost
 from agent_service.log.remote import RemoteLog
 from agent_service.log.sqlite import SqliteLog
@@ -91,13 +91,7 @@ class AgentNode:
         self._servicer = AgentServicer(self._host, self._log, settings.cluster)
         add_AgentServiceServicer_to_server(self._servicer, server)
         self._server: grpc.aio.Server | None = server
-        sys.addaudithook(
-            lambda event, args: (
-                instruments.refusals.labels(kind="direct_construction").inc()
-                if event == AUDIT_EVENT
-                else None
-            )
-        )
+        self._constructions = ConstructionWatch(self._host.construction_refused)
         self._agents.start()
         await server.start()
         self._lag.start()
@@ -124,6 +118,7 @@ class AgentNode:
         if server is None:
             return
         settings = self.settings
+        self._constructions.close()
         over = self._session.fenced.done() or self._host.failed.done()
         if not over:
             self._session.announce_drain()

@@ -9,7 +9,7 @@ path that code takes by accident, and the log's fence stops the rest.
 
 import sys
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Self
 
 from steward.model.keys import Epoch, NodeIncarnation, UserKey
 from steward.model.placement import Placement
@@ -42,9 +42,13 @@ class Grant:
 
     __slots__ = ("_spent", "placement")
 
-    def __init__(self, placement: Placement, book: "GrantBook") -> None:
+    def __new__(cls, *arguments: object) -> Self:
+        placement, book = arguments if len(arguments) == 2 else (None, None)
         if not isinstance(book, GrantBook) or not book.issues(placement):
             refuse_construction("outside of a grant book")
+        return super().__new__(cls)
+
+    def __init__(self, placement: Placement, book: "GrantBook") -> None:
         self.placement = placement
         self._spent = False
 
@@ -54,6 +58,9 @@ class Grant:
             refuse_construction("twice from one grant")
         self._spent = True
         return self.placement
+
+    def __init_subclass__(cls) -> None:
+        refuse_construction("by a subclass")
 
     def __reduce_ex__(self, _: object) -> NoReturn:
         refuse_construction("by copying or pickling")
@@ -89,9 +96,9 @@ class GrantBook:
         known = self._granted.get(user)
         return known.epoch if known else Epoch(0)
 
-    def issues(self, placement: Placement) -> bool:
+    def issues(self, placement: object) -> bool:
         """Whether this book is handing out exactly this placement right now."""
-        return self._issuing is placement
+        return placement is not None and self._issuing is placement
 
     def take(self, user: UserKey, epoch: Epoch) -> Grant:
         """The grant for (user, epoch), once. Raises GrantRefused.

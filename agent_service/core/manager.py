@@ -16,7 +16,7 @@ how long a message id is kept.
 
 from collections import deque
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import orjson
 
@@ -98,10 +98,13 @@ class _Flight:
 class Manager:
     """One user's manager under one epoch. Made by the host of an agent node, from a grant."""
 
+    def __new__(cls, *arguments: object) -> Self:
+        if not arguments or not isinstance(arguments[0], Grant):
+            refuse_construction("without a grant")
+        return super().__new__(cls)
+
     def __init__(self, grant: Grant, sealed: Sealed, policy: ManagerPolicy) -> None:
         """Spend the grant. Raises RuntimeError without a fresh one."""
-        if not isinstance(grant, Grant):
-            refuse_construction("without a grant")
         placement = grant.spend()
         self.user = placement.user
         self.epoch = placement.epoch

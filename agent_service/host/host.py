@@ -206,6 +206,10 @@ class ManagerHost:
     def open_runs(self) -> int:
         return sum(live.manager.open_runs for live in self._live.values())
 
+    def construction_refused(self, how: str) -> None:
+        """Somebody in this process tried to make a manager by hand; see `ConstructionWatch`."""
+        self._count_refusal("direct_construction", None, Epoch(0), how)
+
     async def drain(self, runs_s: float, appends_s: float) -> None:
         """Take no new manager; give runs `runs_s` to end, then release every manager."""
         self._draining = True
@@ -448,7 +452,7 @@ class ManagerHost:
             self._book.forget(user, epoch)
         self._registry.release(user, epoch, cause)
 
-    def _count_refusal(self, kind: str, user: UserKey, epoch: Epoch, evidence: str) -> None:
+    def _count_refusal(self, kind: str, user: UserKey | None, epoch: Epoch, evidence: str) -> None:
         self._metrics.refusals.labels(kind=kind).inc()
         self._registry.report_refusal(kind, user, epoch, evidence)
 

@@ -46,8 +46,8 @@ class RegistryPort(Protocol):
         """Give a placement back (compare-and-delete). Kept and sent again until answered."""
         ...
 
-    def report_refusal(self, kind: str, user: UserKey, epoch: Epoch, evidence: str) -> None:
-        """A guard worked; the registry keeps it. Best effort."""
+    def report_refusal(self, kind: str, user: UserKey | None, epoch: Epoch, evidence: str) -> None:
+        """A guard worked; the registry keeps it. Best effort. None: it is of no user."""
         ...
 
 

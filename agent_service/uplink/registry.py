@@ -119,10 +119,10 @@ class NodeSession:
             self._releases.popitem(last=False)
         self._send_releases([(user, epoch)])
 
-    def report_refusal(self, kind: str, user: UserKey, epoch: Epoch, evidence: str) -> None:
-        refusal = pb.ReportRefusal(
-            kind=kind, user=convert.user_to_proto(user), epoch=epoch, evidence=evidence
-        )
+    def report_refusal(self, kind: str, user: UserKey | None, epoch: Epoch, evidence: str) -> None:
+        refusal = pb.ReportRefusal(kind=kind, epoch=epoch, evidence=evidence)
+        if user is not None:
+            refusal.user.CopyFrom(convert.user_to_proto(user))
         self._send(pb.HoldNodeSessionRequest(refusal=refusal))
 
     def announce_drain(self) -> None:

@@ -9,6 +9,9 @@ What is real: `Registry` on `MemoryDisk`, `GrantBook` and `Manager`, `LogState`.
 played: the host (activation, appends, resends), the edge (attach, catch-up, epoch
 check) and the agents. A guard can be taken away by replacing a part (see `LogState`
 subclasses in the tests): then some seed must break an invariant.
+
+It is long because the played parts share the state of one world: a fault of a node touches
+its host, its edges and its agents in one step, and that step is to be read in one place.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +65,13 @@ CLUSTER = "edge-test"
 DEADLINE_S = 10.0
 
 
-async def eventually(
-    condition: Callable[[], bool], what: str, within_s: float = DEADLINE_S
-) -> None:
-    """Wait until something is true; fails with `what` if it never is."""
-    try:
-        async with asyncio.timeout(within_s):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"not within {within_s} s: {what}")
+async def eventually(condition: Callable[[], object], what: str) -> None:
+    """Poll until something is true; fails with `what` if it never is."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + DEADLINE_S
+    while not condition():
+        assert loop.time() < deadline, f"not within {DEADLINE_S} s: {what}"
+        await asyncio.sleep(0.01)
 
 
 def free_port() -> int:
@@ -83,11 +80,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The loop that edges run on."""
-    policy: asyncio.AbstractEventLoopPolicy = uvloop.EventLoopPolicy()
-    return policy
+    return {"uvloop": uvloop.new_event_loop}
 
 
 # ---- the auth service, a process of its own
@@ -396,8 +391,14 @@ class EdgeUnderTest:
     peers: Peers
     auth: AuthProcess
     http: aiohttp.ClientSession
+    raws: list["RawSocket"] = field(default_factory=list)
 
     eventually = staticmethod(eventually)
+
+    @staticmethod
+    def make(opcode: int, payload: bytes) -> bytes:
+        """A client frame, for what is sent behind a handshake."""
+        return RawSocket.make(opcode, payload)
 
     @property
     def cluster(self) -> MemoryCluster:
@@ -429,6 +430,7 @@ class EdgeUnderTest:
     async def raw(self, user: str = "alice", query: str = "", behind: bytes = b"") -> "RawSocket":
         """A WebSocket by hand; `behind` is sent in the same segment as the handshake."""
         raw = RawSocket(*await asyncio.open_connection("127.0.0.1", self.service.port))
+        self.raws.append(raw)
         await raw.handshake(self.host, self.auth.token(user), query, behind)
         return raw
 
@@ -567,6 +569,8 @@ async def make_edge(auth: AuthProcess) -> AsyncIterator[MakeEdge]:
     yield make
     for edge in started:
         await edge.http.close()
+        for raw in edge.raws:
+            await raw.close()
         await edge.service.stop()
         await edge.peers.stop()
 

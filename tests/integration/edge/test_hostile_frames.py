@@ -40,13 +40,11 @@ async def opened(edge: Any, user: str = "alice") -> Any:
 
 
 async def test_frames_in_the_segment_of_the_handshake_are_not_lost(edge: Any) -> None:
-    from_behind = b'{"type":"ping","t":5}'
-    one = (await edge.raw()).make(1, from_behind)
+    one = edge.make(1, b'{"type":"ping","t":5}')
     raw = await edge.raw(behind=one + one[:9])
     raw.writer.write(one[9:])
     kinds = [(await raw.text())["type"] for _ in range(3)]
     assert kinds == ["ready", "pong", "pong"]
-    await raw.close()
 
 
 @pytest.mark.parametrize(
@@ -69,7 +67,6 @@ async def test_broken_framing_closes_with_the_code_of_the_rfc(
     raw = await opened(edge)
     raw.writer.write(wire)
     assert await raw.close_code() == code
-    await raw.close()
 
 
 async def test_broken_framing_before_ready_closes_too(edge: Any) -> None:
@@ -77,7 +74,6 @@ async def test_broken_framing_before_ready_closes_too(edge: Any) -> None:
     raw = await edge.raw()
     raw.writer.write(b"\x81\x02hi")
     assert await raw.close_code() == 1002
-    await raw.close()
 
 
 async def test_every_invalid_vector_is_refused_and_the_socket_lives(edge: Any) -> None:
@@ -94,7 +90,6 @@ async def test_every_invalid_vector_is_refused_and_the_socket_lives(edge: Any) -
             assert answer["type"] == "error" and answer["reason"] == case["reason"], case["name"]
             assert answer.get("ref") == case.get("ref"), case["name"]
         assert await alive(raw)
-        await raw.close()
 
 
 async def test_every_valid_vector_is_taken(edge: Any) -> None:
@@ -115,7 +110,6 @@ async def test_every_valid_vector_is_taken(edge: Any) -> None:
         if frame == {"type": "pong", "t": 1}:
             break
     assert seen == 3
-    await raw.close()
 
 
 async def test_vectors_that_close_do(edge: Any) -> None:
@@ -123,7 +117,6 @@ async def test_vectors_that_close_do(edge: Any) -> None:
         raw = await opened(edge)
         raw.writer.write(raw.make(1, text_of(case)))
         assert await raw.close_code() == case["close"], case["name"]
-        await raw.close()
 
 
 async def test_ten_violations_in_a_minute_close(edge: Any) -> None:
@@ -132,7 +125,6 @@ async def test_ten_violations_in_a_minute_close(edge: Any) -> None:
     answers = [await raw.text() for _ in range(10)]
     assert {answer["reason"] for answer in answers} == {"PROTOCOL_VIOLATION"}
     assert await raw.close_code() == 4502
-    await raw.close()
 
 
 async def test_a_client_that_closes_is_answered_with_its_own_code(edge: Any) -> None:
@@ -140,14 +132,12 @@ async def test_a_client_that_closes_is_answered_with_its_own_code(edge: Any) -> 
     raw.writer.write(raw.make(8, (3456).to_bytes(2, "big") + b"bye"))
     assert await raw.read() == (8, (3456).to_bytes(2, "big"))
     assert await raw.read() == (-1, b"")
-    await raw.close()
 
 
 async def test_pings_are_answered_with_their_payload(edge: Any) -> None:
     raw = await opened(edge)
     raw.writer.write(raw.make(9, b"abc"))
     assert await raw.read() == (10, b"abc")
-    await raw.close()
 
 
 async def test_a_flood_before_ready_stops_the_reading_and_is_handled_afterwards(
@@ -164,7 +154,6 @@ async def test_a_flood_before_ready_stops_the_reading_and_is_handled_afterwards(
     edge.cluster.lose_manager(ALICE)
     answers = [(await raw.text())["type"] for _ in range(4001)]
     assert answers[0] == "ready" and set(answers[1:]) == {"pong"}
-    await raw.close()
 
 
 async def test_a_reader_that_sleeps_is_closed_and_slows_nobody(make_edge: Any) -> None:
@@ -181,7 +170,6 @@ async def test_a_reader_that_sleeps_is_closed_and_slows_nobody(make_edge: Any) -
         edge.cluster.emit_numbered(ALICE, 1)
         assert await awake.sequences(1) == [2001]
     assert await asleep.close_code() in (4004, -1)
-    await asleep.close()
 
 
 async def test_a_slow_replay_waits_for_its_reader_and_loses_nothing(make_edge: Any) -> None:
@@ -193,7 +181,6 @@ async def test_a_slow_replay_waits_for_its_reader_and_loses_nothing(make_edge: A
     edge.cluster.emit_numbered(ALICE, 10)
     found = [(await raw.text())["sequence"] for _ in range(6_010)]
     assert found == list(range(1, 6_011))
-    await raw.close()
 
 
 async def test_a_connection_that_vanishes_leaves_nothing(edge: Any) -> None:

@@ -12,7 +12,9 @@ read the diff before you believe it.
     death PEER NODE PID                          dial N refused|accepted|timed_out
     after MS (time passes)                       tick MS (and the timer comes)
     live MS PEER... (tick, while these nodes beat and renew)
-    store hold|deliver|unknown|lost              restart                 ledger [N]
+    store hold|apply|deliver|unknown|lost        store reversed (the last outcome first)
+    restart                                      ledger [N]
+    elsewhere USER@EPOCH NODE/REV NODE/REV (another replica moves the user)
     refusal PEER KIND USER@EPOCH                 describe PEER           term
 """
 
@@ -26,7 +28,13 @@ from registry_service.core import commands, effects
 from registry_service.core.commands import Command, PeerId, StreamEnd
 from registry_service.core.config import RegistryConfig
 from registry_service.core.registry import Registry
-from registry_service.core.transactions import NodeClaim, Unknown
+from registry_service.core.transactions import (
+    NodeClaim,
+    Outcome,
+    PlaceUser,
+    ReleasePlacement,
+    Unknown,
+)
 from registry_service.store.memory import MemoryDisk
 from steward.model.keys import EdgeId, Epoch, NodeId, NodeIncarnation, NodeRev, UserKey
 from steward.model.placement import Placement
@@ -43,6 +51,11 @@ def at_epoch(text: str) -> tuple[UserKey, Epoch]:
     return user(name), Epoch(int(epoch))
 
 
+def incarnation(text: str) -> NodeIncarnation:
+    node_id, _, rev = text.partition("/")
+    return NodeIncarnation(NodeId(node_id), NodeRev(int(rev)))
+
+
 class World:
     """A machine, its disk and its peers by name."""
 
@@ -50,7 +63,8 @@ class World:
         self.now = 0
         self.disk = MemoryDisk(lambda: self.now)
         self.names: dict[str, PeerId] = {}
-        self.held: list[effects.Commit] = []
+        # Transactions whose outcome was not given yet, and the outcome if they were applied.
+        self.held: list[tuple[effects.Commit, Outcome | None]] = []
         self.holding = False
         self.lines: list[str] = []
         self.request = 0
@@ -71,7 +85,7 @@ class World:
                     outcome = self.disk.apply(self.term, effect.operations)
                     waiting.append(commands.FinishTransaction(effect.transaction, outcome))
                 elif isinstance(effect, effects.Commit):
-                    self.held.append(effect)
+                    self.held.append((effect, None))
                     kinds = " ".join(type(each).__name__ for each in effect.operations)
                     self.lines.append(f"commit {effect.transaction}: {kinds}")
                 elif not (
@@ -160,9 +174,7 @@ class World:
         self.give(commands.ReportRefusal(self.peer(peer), kind, *at_epoch(word), "seen", ""))
 
     def do_unreachable(self, peer: str, node: str) -> None:
-        node_id, _, rev = node.partition("/")
-        incarnation = NodeIncarnation(NodeId(node_id), NodeRev(int(rev)))
-        self.give(commands.ReportUnreachable(self.peer(peer), incarnation, "no answer"))
+        self.give(commands.ReportUnreachable(self.peer(peer), incarnation(node), "no answer"))
 
     def do_death(self, peer: str, node_id: str, pid: str) -> None:
         self.give(commands.ReportDeath(self.peer(peer), NodeId(node_id), int(pid), "exit 137"))
@@ -191,16 +203,27 @@ class World:
         self.lines = [line for line in self.lines if not line.endswith("< renewed 0")]
 
     def do_store(self, what: str) -> None:
-        self.holding = what == "hold"
+        self.holding = what in ("hold", "apply")
+        if what == "hold":
+            return
         held, self.held = self.held, []
-        for commit in held:
-            outcome = None
-            if what != "unknown":
+        if what == "reversed":
+            held.reverse()
+        for commit, outcome in held:
+            if what != "unknown" and outcome is None:
                 outcome = self.disk.apply(self.term, commit.operations)
-            if what in ("unknown", "lost"):
+            if what == "apply":
+                self.held.append((commit, outcome))
+                continue
+            if outcome is None or what == "lost":
                 outcome = Unknown()
-            assert outcome is not None
             self.give(commands.FinishTransaction(commit.transaction, outcome))
+
+    def do_elsewhere(self, word: str, holder: str, target: str) -> None:
+        who, epoch = at_epoch(word)
+        release = ReleasePlacement(who, epoch, incarnation(holder), "handoff")
+        place = PlaceUser(who, incarnation(target), "handoff")
+        self.disk.apply(self.term, (release, place))
 
     def do_ledger(self, count: str = "100") -> None:
         for row in self.disk.rows[-int(count) :]:

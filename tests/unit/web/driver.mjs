@@ -86,8 +86,12 @@ test("two clients of a user see the same, and a position resumes", DEADLINE, asy
   const one = connect(t);
   const two = connect(t);
   await Promise.all([once(one, "opened"), once(two, "opened")]);
-  const done = once(two, "event", ({ type }) => type === "agent_completed");
-  const run = await one.ask("What time is it?");
+  const id = newId();
+  const cause = once(two, "event", ({ type, data }) => type === "user_message" && data.id === id);
+  const done = cause.then(({ run_id: runId }) =>
+    once(two, "event", (event) => event.type === "agent_completed" && event.run_id === runId),
+  );
+  const run = await one.ask("What time is it?", { id });
   const ended = await run.completed();
   assert.deepEqual(await done, ended);
   const position = { ...one.position, sequence: ended.sequence - 3 };

@@ -185,11 +185,12 @@ class ScriptedEdge:
             yield "progress", {"fraction": 0.4, "label": "Preparing"}
             yield "custom", {"name": "draft", "value": {"rows": 4}}
             schema = {"type": "boolean"}
-            asked = {"request_id": f"{run_id}.q1", "prompt": "Send the report?", "schema": schema}
-            self.inputs[asked["request_id"]] = asyncio.get_running_loop().create_future()
+            request = f"{run_id}.q1"
+            asked = {"request_id": request, "prompt": "Send the report?", "schema": schema}
+            self.inputs[request] = asyncio.get_running_loop().create_future()
             yield "input_requested", asked
-            value = await self.inputs[asked["request_id"]]
-            yield "input_received", {"request_id": asked["request_id"], "value": value}
+            value = await self.inputs[request]
+            yield "input_received", {"request_id": request, "value": value}
             for part in words("Sent." if value else "Not sent."):
                 yield part
             return
