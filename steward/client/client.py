@@ -296,13 +296,8 @@ class Client:
         self._handle(commands.Tick(self._rng.random()))
 
     def _on_report(
-        self,
-        connection: Connection,
-        command: commands.Received | commands.Closed | commands.Refused,
-        raw: str,
+        self, command: commands.Received | commands.Closed | commands.Refused, raw: str
     ) -> None:
-        if connection is not self._connection:
-            return
         if isinstance(command, commands.Refused):
             self._trouble = command.message or f"HTTP {command.status}"
         elif isinstance(command, commands.Closed):

@@ -28,7 +28,7 @@ MOST_WAITING = 1024
 """Frames that wait to be written; the peer does not read beyond that."""
 
 ABNORMAL = 1006
-Report = Callable[["Connection", Received | Closed | Refused, str], None]
+Report = Callable[[Received | Closed | Refused, str], None]
 
 
 class UpgradeRefused(Exception):
@@ -88,6 +88,7 @@ class Connection:
         self._out: deque[str] = deque()
         self._wake = asyncio.Event()
         self._shut_code: int | None = None
+        self._over = False
         self._ws: aiohttp.ClientWebSocketResponse | None = None
         self.task = asyncio.create_task(self._run(), name="steward-connection")
 
@@ -114,8 +115,9 @@ class Connection:
         self.shut(CODE_RESUME)
 
     def _report(self, command: Received | Closed | Refused, raw: str = "") -> None:
-        if self._shut_code is None:
-            self._report_to(self, command, raw)
+        if self._shut_code is None and not self._over:
+            self._over = not isinstance(command, Received)
+            self._report_to(command, raw)
 
     async def _run(self) -> None:
         end: Refused | Closed | None = await self._dial()

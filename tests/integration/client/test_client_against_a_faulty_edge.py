@@ -305,6 +305,27 @@ async def test_reset_drops_what_is_held_and_starts_at_the_oldest(edge: Edge) -> 
     assert [opened.resume for opened in seen] == ["reset"]
 
 
+async def test_what_was_not_read_before_a_reset_is_dropped(edge: Edge) -> None:
+    fill(edge, 5)
+    again = asyncio.Event()
+
+    def on_opened(opened: Opened) -> None:
+        if opened.resume == "reset":
+            again.set()
+
+    async with Client(edge.url, token="good", after=0, on_opened=on_opened) as client:
+        await client.send("hello")  # Its answer comes after the five.
+        edge.stream_id = "s2"
+        edge.events.clear()
+        fill(edge, 2)
+        for connection in list(edge.connections):
+            connection.cut()
+        async with asyncio.timeout(5):
+            await again.wait()
+        events = await take(client, 2)
+    assert [(event.stream_id, event.sequence) for event in events] == [("s2", 1), ("s2", 2)]
+
+
 async def test_a_reset_ends_the_runs_that_are_watched(edge: Edge) -> None:
     edge.answer = []
     async with Client(edge.url, token="good", after=0) as client:
@@ -377,12 +398,16 @@ async def test_a_slow_reader_loses_nothing(edge: Edge) -> None:
     assert len(edge.upgrades) == 1
 
 
-async def test_a_reader_slower_than_the_heartbeats_loses_nothing(edge: Edge) -> None:
+async def test_a_reader_slower_than_the_heartbeats_loses_nothing(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than two heartbeats: only a connection that is over could give the reader up.
+    monkeypatch.setattr("steward.client.client.READER_S", 0.5)
     fill(edge, 60)
     edge.heartbeat_seconds = 0.1
     async with Client(edge.url, token="good", after=0, buffer=4) as client:
         events = await take(client, 2)
-        await edge.wait_for_upgrades(3)  # What we did not read ended two connections.
+        await edge.wait_for_upgrades(5)  # What we did not read ended four connections.
         events += await take(client, 58)
     assert sequences(events) == list(range(1, 61))
 

@@ -1,12 +1,13 @@
 /**
  * Drives the SDK against the server at STEWARD_URL; run by test_javascript.py.
- * Node 20 has its WebSocket behind --experimental-websocket.
+ * Node 20 has its WebSocket behind --experimental-websocket, and loses close codes while frames
+ * arrive: what depends on a code is in client.test.mjs.
  */
 
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { Client, newId, State, StewardError } from "../../../edge/static/steward.js";
+import { Client, newId, State } from "../../../edge/static/steward.js";
 
 const url = process.env.STEWARD_URL;
 const token = "scripted.token.value";
@@ -104,20 +105,6 @@ test("two clients of a user see the same, and a position resumes", DEADLINE, asy
     if (event.sequence === ended.sequence) break;
   }
   assert.deepEqual(seen, [ended.sequence - 2, ended.sequence - 1, ended.sequence]);
-});
-
-test("a final close ends the session, its iterators and its sends", DEADLINE, async (t) => {
-  const client = connect(t);
-  await once(client, "opened");
-  const read = async () => {
-    for await (const event of client.events()) assert.ok(event.sequence);
-  };
-  const reading = assert.rejects(read(), { name: "StewardError", reason: "USER_EVICTED" });
-  const ended = once(client, "ended");
-  await control({ do: "close", code: 4503 });
-  assert.deepEqual(await ended, { reason: "USER_EVICTED" });
-  await reading;
-  await assert.rejects(client.send("too late"), (error) => error instanceof StewardError);
 });
 
 test("a refused token is asked for anew, once", DEADLINE, async (t) => {
