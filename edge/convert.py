@@ -78,8 +78,9 @@ def command_to_proto(command: EdgeCommand) -> agent_service_pb2.EdgeCommand:
         traceparent=command.traceparent,
     )
     match command.body:
-        case Attach():
+        case Attach(gap_ms):
             proto.attach.SetInParent()
+            proto.attach.gap_ms = gap_ms
         case Detach():
             proto.detach.SetInParent()
         case SubmitMessage(id, content, thread_id, agent, overlap):

@@ -35,6 +35,7 @@ from agent_service.log.rules import (
     page_after,
     parse_page,
     thread_summary,
+    with_first_title,
 )
 from steward.model.keys import Epoch, Sequence, StreamId, UserKey
 
@@ -124,6 +125,10 @@ class LogState:
             if record.deleted:
                 stream.records.pop((record.kind, record.key), None)
             else:
+                if record.kind is RecordKind.THREAD:
+                    known = stream.records.get((record.kind, record.key))
+                    value = with_first_title(known.value if known else None, record.value)
+                    record = Record(record.kind, record.key, value)
                 stream.records[record.kind, record.key] = record
         return Committed(Sequence(len(stream.events) + 1))
 

@@ -73,6 +73,14 @@ def thread_sequence(value: bytes) -> int:
     return sequence
 
 
+def with_first_title(earlier: bytes | None, value: bytes) -> bytes:
+    """The THREAD record to keep: `value`, under the title that the thread got first."""
+    if earlier is None:
+        return value
+    title = orjson.loads(earlier).get("title")
+    return orjson.dumps({**orjson.loads(value), "title": title}) if title else value
+
+
 def thread_summary(thread_id: str, value: bytes) -> ThreadSummary:
     """A listed thread, from its record."""
     fields = orjson.loads(value)

@@ -28,7 +28,7 @@ from agent_service.core.journal import (
     SealOutcome,
 )
 from agent_service.log import packing
-from agent_service.log.rules import thread_sequence
+from agent_service.log.rules import thread_sequence, with_first_title
 from steward.model.keys import Epoch, StreamId, UserKey
 from steward.model.keys import Sequence as SequenceNumber
 
@@ -169,8 +169,20 @@ class GroupWriter:
             self._noted[head.row] = append.append_number
         for record in append.records:
             value = None if record.deleted else record.value
+            if value is not None and record.kind is RecordKind.THREAD:
+                value = with_first_title(self._thread(head.row, record.key), value)
             self._records[head.row, record.kind.value, record.key] = value
         return Committed(SequenceNumber(head.next))
+
+    def _thread(self, row: int, thread_id: str) -> bytes | None:
+        """The THREAD record as it is now: of this group, or of the file."""
+        key = (row, RecordKind.THREAD.value, thread_id)
+        if key in self._records:
+            return self._records[key]
+        found = self._db.execute(
+            "SELECT value FROM thread WHERE stream = ? AND thread_id = ?", (row, thread_id)
+        ).fetchone()
+        return found[0] if found else None
 
     def _seal(self, seal: Seal) -> SealOutcome:
         head = self._head(seal.user)

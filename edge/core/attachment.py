@@ -190,6 +190,7 @@ class Attachment:
         "_empty_since",
         "_head",
         "_ids",
+        "_lost_ms",
         "_min_epoch",
         "_pending",
         "_spread",
@@ -220,6 +221,8 @@ class Attachment:
         self._min_epoch = 0
         self._due_ms = 0
         self._empty_since = 0
+        # When the manager was lost that this edge had; 0 while it has one, or never had.
+        self._lost_ms = 0
 
     def head(self, sequence: int) -> StreamHead | None:
         """The head for one more session, `sequence` being the last delivered; None if not live."""
@@ -241,6 +244,13 @@ class Attachment:
 
     def handle(self, now_ms: int, command: Command) -> list[Effect]:
         """Apply one command; the effects are to be done in order."""
+        was_live = bool(self.live_epoch)
+        effects = self._step(now_ms, command)
+        if was_live and not self.live_epoch and not self._lost_ms:
+            self._lost_ms = now_ms
+        return effects
+
+    def _step(self, now_ms: int, command: Command) -> list[Effect]:
         match command:
             case Occupied():
                 self._empty_since = 0
@@ -300,12 +310,16 @@ class Attachment:
 
     def _attach(self, now_ms: int, placement: Placement) -> list[Effect]:
         self.state = AttachmentState.ATTACHING
+        if self.live_epoch:
+            self._lost_ms = now_ms
         self.live_epoch = 0
+        gap_ms = max(now_ms - self._lost_ms, 1) if self._lost_ms else 0
         self.placement = placement
         self.max_epoch = max(self.max_epoch, placement.epoch)
         self._attach_id = next(self._ids)
         self._due_ms = now_ms + ATTACH_ANSWER_MS
-        command = EdgeCommand(self.user, placement.epoch, self._attach_id, "", Attach())
+        trace = next((pending.traceparent for pending in self._pending.values()), "")
+        command = EdgeCommand(self.user, placement.epoch, self._attach_id, trace, Attach(gap_ms))
         return [SendCommand(placement, command)]
 
     def _on_answer(self, now_ms: int, answer: Answer) -> list[Effect]:
@@ -335,6 +349,7 @@ class Attachment:
         self.live_epoch = placement.epoch
         self._attempt = 0
         self._due_ms = 0
+        self._lost_ms = 0
         self._head = StreamHead(
             attached.stream_id,
             attached.sequence,

@@ -12,7 +12,12 @@ from steward.model.keys import Epoch, StreamId, UserKey
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """From now on every event of the user goes to this edge."""
+    """From now on every event of the user goes to this edge.
+
+    `gap_ms`: how long ago this edge lost the manager that it had; 0 at a first attach.
+    """
+
+    gap_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,6 +160,9 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send at the end of this loop turn, with what else there is."""
         self._pending.append(data)
+        self._mark()
+
+    def _mark(self) -> None:
         if not self._dirty:
             self._dirty = True
             self._flusher.mark(self)
@@ -173,12 +176,19 @@ class Connection(asyncio.Protocol):
             return
         data = pending[0] if len(pending) == 1 else b"".join(pending)
         pending.clear()
-        unsent = transport.get_write_buffer_size()
-        if unsent and unsent + len(data) > self._write_limit and not self.session.closing:
+        if transport.get_write_buffer_size() > self._write_limit and not self.session.closing:
             self.handle(End(Reason.SLOW_CONSUMER))
             return
-        transport.write(data)
-        self.session.last_out = now_ms
+        if data:
+            transport.write(data)
+            self.session.last_out = now_ms
+        if self._page is not None and not self._paused:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        page, self._page = self._page, None
+        if page is not None:
+            self.owner.read_page(self, page)
 
     # ---- the session
 
@@ -202,10 +212,9 @@ class Connection(asyncio.Protocol):
                 case SendPing():
                     self.write(self.encode_ping())
                 case ReadPage():
-                    if self._paused:
-                        self._page = effect
-                    else:
-                        self.owner.read_page(self, effect)
+                    # Once the socket has taken what goes before it.
+                    self._page = effect
+                    self._mark()
                 case SubmitCommand(ref, command):
                     self.owner.submit(self, ref, command)
                 case CheckToken(token):
@@ -266,9 +275,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        page, self._page = self._page, None
-        if page is not None:
-            self.owner.read_page(self, page)
+        self._read_on()
 
 
 class WebSocketConnection(Connection):

@@ -45,6 +45,7 @@ from steward.model.identity import Identity
 from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, StreamId, UserKey
 from steward.model.placement import Placement
 
+MOST_PAGE_BYTES = 256 * 1024
 T = TypeVar("T")
 
 
@@ -227,6 +228,8 @@ class MemoryCluster:
         if sequences and sequences[0] < stream.oldest and not wanted.newest:
             raise StewardError(Reason.POSITION_COMPACTED, "compacted")
         page = sequences[-wanted.limit :] if wanted.newest else sequences[: wanted.limit]
+        while len(page) > 1 and sum(len(stream.events[n - 1]) for n in page) > MOST_PAGE_BYTES:
+            page = page[: len(page) // 2]
         return EventPage(
             stream.stream_id,
             [stream.events[n - 1] for n in page],

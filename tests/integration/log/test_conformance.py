@@ -371,10 +371,10 @@ async def test_threads_are_listed_newest_first_in_pages(rig) -> None:
     writer = await sealed_writer(rig)
     await writer.write(event("1"), event("2"), records=(thread("a", 1), thread("b", 2)))
     await writer.write(event("3"), records=(thread("c", 3, "third"),))
-    await writer.write(event("4"), records=(thread("a", 4, "moved up"),))
+    await writer.write(event("4"), records=(thread("a", 4, "a later title"),))
     first, following = await rig.log.threads(ALICE, 2, "")
     assert [(t.thread_id, t.title, t.sequence, t.updated_at) for t in first] == [
-        ("a", "moved up", 4, "t4"),
+        ("a", "a", 4, "t4"),
         ("c", "third", 3, "t3"),
     ]
     second, end = await rig.log.threads(ALICE, 2, following)
@@ -382,6 +382,19 @@ async def test_threads_are_listed_newest_first_in_pages(rig) -> None:
     assert end == ""
     await writer.write(records=(Record(RecordKind.THREAD, "c", deleted=True),))
     assert [t.thread_id for t in (await rig.log.threads(ALICE, 9, ""))[0]] == ["a", "b"]
+
+
+async def test_a_thread_keeps_the_title_of_its_first_record(rig) -> None:
+    writer = await sealed_writer(rig)
+    await writer.write(event("1"), records=(thread("a", 1, "first"),))
+    await writer.write(event("2"), event("3"), records=(thread("a", 2, "x"), thread("a", 3, "y")))
+    await writer.write(records=(Record(RecordKind.THREAD, "b", b'{"title":"","sequence":3}'),))
+    await writer.write(records=(thread("b", 4, "named later"),))
+    listed, _ = await rig.log.threads(ALICE, 9, "")
+    assert [(t.thread_id, t.title, t.sequence) for t in listed] == [
+        ("b", "named later", 4),
+        ("a", "first", 3),
+    ]
 
 
 async def test_thread_page_that_no_listing_gave_is_refused(rig) -> None:

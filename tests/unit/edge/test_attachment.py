@@ -104,6 +104,17 @@ def test_a_lost_manager_is_resolved_above_its_epoch(known: int) -> None:
     assert attachment.live_epoch == 0 and attachment.head(9) is None
 
 
+def test_an_attach_after_a_loss_says_how_long_the_manager_was_missed() -> None:
+    attachment = live(7)
+    attachment.handle(1_000, NodeLost(placement(7).incarnation, fenced=True))
+    (asked,) = commands(attachment.handle(1_040, Resolved(placement(9, "n2"))))
+    assert asked.command.body == Attach(gap_ms=40)
+    body = Attached(StreamId("s1"), 5, 1)
+    attachment.handle(1_041, answer(9, asked.command.command_id, body))
+    (moved,) = commands(attachment.handle(9_000, PlacementMoved(placement(11, "n3"))))
+    assert moved.command.body == Attach(gap_ms=1)
+
+
 def test_news_of_an_older_manager_changes_nothing() -> None:
     attachment = live(7)
     assert attachment.handle(0, answer(6, 0, ManagerLost("x", 0))) == []

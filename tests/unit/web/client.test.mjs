@@ -10,6 +10,8 @@ const vectors = JSON.parse(
   readFileSync(new URL("../../../protos/testdata/client_session.json", import.meta.url), "utf8"),
 );
 
+const DEADLINE = { timeout: 5_000 };
+
 /** An edge of one process: sockets that the test speaks for, and an answer to each ticket. */
 function edge(tickets = []) {
   const sockets = [];
@@ -74,7 +76,7 @@ function told(client, type) {
   return new Promise((resolve) => client.addEventListener(type, ({ detail }) => resolve(detail), { once: true }));
 }
 
-test("a ticket is fetched with the token and used once per dial, the token never is in the address", async (t) => {
+test("a ticket is fetched with the token and used once per dial, the token never is in the address", DEADLINE, async (t) => {
   const { client, dialled, asked } = begin(t, [], { position: { stream_id: "s1", sequence: 3 }, clientId: "tab" });
   const first = await dialled();
   assert.deepEqual(asked, [{ path: "/v1/tickets", method: "POST", authorization: "Bearer a.b.c" }]);
@@ -89,7 +91,7 @@ test("a ticket is fetched with the token and used once per dial, the token never
   assert.equal(second.address.searchParams.get("ticket"), "t2");
 });
 
-test("as a subprotocol the token needs no ticket", async (t) => {
+test("as a subprotocol the token needs no ticket", DEADLINE, async (t) => {
   const { dialled, asked } = begin(t, [], { auth: "subprotocol" });
   const socket = await dialled();
   assert.deepEqual(socket.protocols, ["steward.v1", "steward.bearer.a.b.c"]);
@@ -97,7 +99,7 @@ test("as a subprotocol the token needs no ticket", async (t) => {
   assert.deepEqual(asked, []);
 });
 
-test("a final close ends the session, its iterators and its sends", async (t) => {
+test("a final close ends the session, its iterators and its sends", DEADLINE, async (t) => {
   const { client, dialled } = begin(t);
   const socket = await dialled();
   socket.open();
@@ -112,7 +114,7 @@ test("a final close ends the session, its iterators and its sends", async (t) =>
   await assert.rejects(client.send("too late"), (error) => error instanceof StewardError);
 });
 
-test("Retry-After of a refused ticket is obeyed, in the body or the header", async (t) => {
+test("Retry-After of a refused ticket is obeyed, in the body or the header", DEADLINE, async (t) => {
   for (const answer of [
     { status: 503, body: { reason: "EDGE_DRAINING", message: "draining", retry_after_ms: 4_000 } },
     { status: 429, body: { reason: "RATE_LIMITED", message: "slower" }, headers: { "retry-after": "4" } },
@@ -126,7 +128,7 @@ test("Retry-After of a refused ticket is obeyed, in the body or the header", asy
   }
 });
 
-test("after a gap the socket is shut, and what it says later is not heard", async (t) => {
+test("after a gap the socket is shut, and what it says later is not heard", DEADLINE, async (t) => {
   const { client, dialled } = begin(t);
   const seen = [];
   client.addEventListener("event", ({ detail }) => seen.push(detail.sequence));
@@ -141,12 +143,14 @@ test("after a gap the socket is shut, and what it says later is not heard", asyn
   const second = await dialled();
   assert.equal(second.address.searchParams.get("after"), "6");
   second.open({ resume: "resumed", sequence: 8 });
-  first.say(event(7));
+  first.say(event(9));
+  first.end(4503);
+  assert.equal(client.state, State.OPEN);
   for (const sequence of [7, 8]) second.say(event(sequence));
   assert.deepEqual(seen, [6, 7, 8]);
 });
 
-test("a message goes again under its id until it is accepted, and ask follows its run", async (t) => {
+test("a message goes again under its id until it is accepted, and ask follows its run", DEADLINE, async (t) => {
   const { client, dialled } = begin(t);
   const asking = client.ask("hi", { id: "m1", threadId: "t2" });
   const first = await dialled();
@@ -169,7 +173,7 @@ test("a message goes again under its id until it is accepted, and ask follows it
   assert.equal(run.accepted.duplicate, true);
 });
 
-test("text that is no JSON, and bytes, are not passed on", async (t) => {
+test("text that is no JSON, and bytes, are not passed on", DEADLINE, async (t) => {
   for (const frame of ["{", "[]", new Uint8Array(3)]) {
     const { client, dialled } = begin(t);
     const socket = await dialled();

@@ -1,0 +1,44 @@
+"""What a machine says about its processes (`/proc`) and about itself. Linux only."""
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used, in user and kernel, all threads; to a hundredth."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+
+def resident_kib(pid: int) -> int:
+    """Resident memory of a process in KiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    return 0
+
+
+def cpu_by_name(pids: Mapping[str, int]) -> dict[str, float]:
+    """CPU seconds of several processes, by name."""
+    return {name: cpu_seconds(pid) for name, pid in pids.items()}
+
+
+def memory_by_name(pids: Mapping[str, int]) -> dict[str, int]:
+    """Resident KiB of several processes, by name."""
+    return {name: resident_kib(pid) for name, pid in pids.items()}
+
+
+def facts() -> str:
+    """CPU count and model, kernel, Python: what a figure means nothing without. No names."""
+    model = ""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = f" ({line.partition(':')[2].strip()})"
+            break
+    kernel = ".".join(platform.release().split("-")[0].split(".")[:2])
+    python = platform.python_version()
+    return f"{os.cpu_count()} CPUs{model}, Linux {kernel}, Python {python}"
