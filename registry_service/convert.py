@@ -131,7 +131,9 @@ def edge_command(
     match request.WhichOneof("body"):
         case "resolve":
             resolve = request.resolve
-            return commands.ResolveManagers(peer, resolve.request_id, queries_in(resolve))
+            return commands.ResolveManagers(
+                peer, resolve.request_id, queries_in(resolve), as_ready=True
+            )
         case "unreachable":
             report = request.unreachable
             incarnation = NodeIncarnation(NodeId(report.node_id), NodeRev(report.node_rev))
@@ -158,7 +160,9 @@ def resolved_out(
     resolved: effects.ManagersResolved,
 ) -> registry_service_pb2.ResolveManagersResponse:
     """The hot answer: filled in place, since each message made and copied costs a microsecond."""
-    response = registry_service_pb2.ResolveManagersResponse(request_id=resolved.request_id)
+    response = registry_service_pb2.ResolveManagersResponse(
+        request_id=resolved.request_id, indexes=resolved.indexes, more=resolved.more
+    )
     add = response.results.add
     for result in resolved.results:
         item = add()

@@ -164,7 +164,7 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
 
         def response(message: Message) -> registry_service_pb2.HoldEdgeSessionResponse:
             if isinstance(message, ManagersResolved):
-                began = asked.pop(message.request_id, None)
+                began = None if message.more else asked.pop(message.request_id, None)
                 if began is not None:
                     self._resolve_seconds.observe(time.perf_counter() - began)
             return convert.edge_response(message)

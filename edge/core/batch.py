@@ -13,16 +13,20 @@ from steward.model.keys import StreamId
 class EventBatch:
     """Events `first` to `last` without a hole; each is the exact text of one message."""
 
-    __slots__ = ("_frames", "_text", "events", "first", "last", "size")
+    __slots__ = ("_frames", "_text", "events", "first", "last")
 
     def __init__(self, first: int, events: Sequence[bytes]) -> None:
         """`events` is not empty."""
         self.first = first
         self.last = first + len(events) - 1
         self.events = events
-        self.size = sum(map(len, events))
         self._frames: bytes | None = None
         self._text: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the events."""
+        return sum(map(len, self.events))
 
     def frames(self) -> bytes:
         """The events as WebSocket text frames, joined."""

@@ -171,8 +171,15 @@ class GrpcRegistry:
     def _on_message(self, message: pb.HoldEdgeSessionResponse) -> None:
         match message.WhichOneof("body"):
             case "resolved":
-                numbers = self._messages.pop(message.resolved.request_id, [])
-                for number, result in zip(numbers, message.resolved.results, strict=False):
+                resolved = message.resolved
+                numbers = self._messages.get(resolved.request_id, [])
+                if not resolved.more:
+                    self._messages.pop(resolved.request_id, None)
+                indexes = resolved.indexes or range(len(numbers))
+                for index, result in zip(indexes, resolved.results, strict=False):
+                    if index >= len(numbers):
+                        break  # Not of this stream; the question waits for its deadline.
+                    number = numbers[index]
                     if result.WhichOneof("result") == "placement":
                         self._questions.answer(number, placement_of(result.placement))
                     else:

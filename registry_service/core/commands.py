@@ -142,11 +142,15 @@ class UserQuery:
 
 @dataclass(frozen=True, slots=True)
 class ResolveManagers:
-    """Where are these users? Places those that are nowhere. Answered as a whole."""
+    """Where are these users? Places those that are nowhere.
+
+    Answered as a whole, or with `as_ready` user by user as each is known.
+    """
 
     peer: PeerId
     request_id: int
     queries: tuple[UserQuery, ...]
+    as_ready: bool = False
 
 
 @dataclass(frozen=True, slots=True)

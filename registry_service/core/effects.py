@@ -75,11 +75,16 @@ class UserRefused:
 
 @dataclass(frozen=True, slots=True)
 class ManagersResolved:
-    """In the order of the request. `cached` of the placements needed no store."""
+    """In the order of the request. `cached` of the placements needed no store.
+
+    An answer to a part of a request names the places of its users (`indexes`); `more` will follow.
+    """
 
     request_id: int
     results: tuple[Placement | UserRefused, ...]
     cached: int
+    indexes: tuple[int, ...] = ()
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

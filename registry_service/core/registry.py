@@ -103,6 +103,7 @@ class Registry:
         if turn.more_room:
             turn.more_room = False
             self._resolver.wake_all()
+        self._resolver.answer()
         self._store.flush()
         deadlines = [
             deadline

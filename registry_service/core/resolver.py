@@ -32,7 +32,7 @@ _REVISION_MASK = (1 << GENERATION_SHIFT) - 1
 class _Request:
     """One ResolveManagers that has users without an answer."""
 
-    __slots__ = ("cached", "open", "peer", "request_id", "results")
+    __slots__ = ("as_ready", "cached", "open", "peer", "ready", "request_id", "results", "split")
 
     def __init__(self, command: ResolveManagers) -> None:
         self.peer = command.peer
@@ -40,6 +40,10 @@ class _Request:
         self.results: list[Placement | UserRefused | None] = [None] * len(command.queries)
         self.open = 0
         self.cached = 0
+        self.as_ready = command.as_ready
+        # Places of the users that have an answer which was not sent yet.
+        self.ready: list[int] = []
+        self.split = False
 
 
 class _Query:
@@ -81,6 +85,8 @@ class Resolver:
         # All queries that waited, oldest first: their deadlines are in that order too.
         self._deadlines: deque[_Query] = deque()
         self._open = 0
+        # Requests with something to send at the end of this turn.
+        self._answerable: dict[_Request, None] = {}
 
     @property
     def waiting(self) -> int:
@@ -101,18 +107,25 @@ class Resolver:
             placement = self.cached(query.user)
             if placement is not None and placement.epoch >= query.min_epoch:
                 request.results[index] = placement
+                request.ready.append(index)
                 request.cached += 1
             elif self._open >= self._config.most_waiting:
                 request.results[index] = self._refusal(
                     query.user, Reason.STORE_UNAVAILABLE, "too many users wait for a placement"
                 )
+                request.ready.append(index)
             else:
                 request.open += 1
                 self._open += 1
                 waiting = _Query(request, index, query.user, query.min_epoch, deadline)
                 self._deadlines.append(waiting)
                 self._ask(query.user, [waiting])
-        if request.open == 0:
+        self._mark(request)
+
+    def answer(self) -> None:
+        """Send what became known in this turn. The last thing of a turn."""
+        answerable, self._answerable = self._answerable, {}
+        for request in answerable:
             self._answer(request)
 
     def wake_all(self) -> None:
@@ -256,12 +269,25 @@ class Resolver:
         query.done = True
         self._open -= 1
         query.request.open -= 1
-        if query.request.open == 0:
-            self._answer(query.request)
+        query.request.ready.append(query.index)
+        self._mark(query.request)
+
+    def _mark(self, request: _Request) -> None:
+        if request.open == 0 or (request.as_ready and request.ready):
+            self._answerable[request] = None
 
     def _answer(self, request: _Request) -> None:
-        results = tuple(result for result in request.results if result is not None)
-        self._turn.send(request.peer, ManagersResolved(request.request_id, results, request.cached))
+        indexes = tuple(sorted(request.ready))
+        results = tuple(
+            result for index in indexes if (result := request.results[index]) is not None
+        )
+        more = request.open > 0
+        if not more and not request.split:
+            indexes = ()  # The whole request at once.
+        resolved = ManagersResolved(request.request_id, results, request.cached, indexes, more)
+        request.split, request.cached = True, 0
+        request.ready.clear()
+        self._turn.send(request.peer, resolved)
 
     def _refusal(self, user: UserKey, reason: Reason, message: str) -> UserRefused:
         return UserRefused(user, reason, message, self._config.retry_after_ms)

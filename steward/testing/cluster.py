@@ -1,4 +1,4 @@
-"""A cluster in one process and on one event loop: everything that decides is real, only wires are not.
+"""A cluster in one process, on one event loop: all that decides is real, only wires are not.
 
 Real are the registry's machine, driver and store, the nodes' hosts with their grants and
 managers, the event log, and the agents in their own threads. Left out are gRPC, auth and
@@ -47,13 +47,10 @@ PATIENT = RegistryConfig(ttl_ms=600_000)
 
 
 class _Dialer:
-    """Every address answers, until a test says that its node is gone."""
-
-    def __init__(self) -> None:
-        self.gone: set[str] = set()
+    """Every address answers: a node ends only when a test says so."""
 
     async def dial(self, address: str) -> DialOutcome:
-        return DialOutcome.REFUSED if address in self.gone else DialOutcome.ACCEPTED
+        return DialOutcome.ACCEPTED
 
 
 class _Call:
@@ -200,13 +197,20 @@ class EdgeProbe:
         return await self._command(placement, node, number, attach)
 
     async def send(
-        self, user: UserKey, id: str, text: str, *, agent: str = "", thread: str = "main"
+        self,
+        user: UserKey,
+        id: str,
+        text: str,
+        *,
+        agent: str = "",
+        thread: str = "main",
+        overlap: str = "",
     ) -> Answered:
         """Submit a message under the placement that the last attach used."""
         number = next(self._commands)
         trace = self._cluster.tracing.new_root()
         message = SubmitMessage(
-            self.edge_id, number, id, orjson.dumps(text), ThreadId(thread), agent, "", trace
+            self.edge_id, number, id, orjson.dumps(text), ThreadId(thread), agent, overlap, trace
         )
         return await self._command(self.placements[user], None, number, message)
 
@@ -269,9 +273,8 @@ class InProcessCluster:
         self._agents = agents
         self._policy = policy
         self._count = nodes
-        self._dialer = _Dialer()
         self.driver = RegistryDriver(
-            Registry(config), store, self._dialer, self.registry_metrics, clock
+            Registry(config), store, _Dialer(), self.registry_metrics, clock
         )
 
     async def __aenter__(self) -> Self:

@@ -11,12 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from steward.testing.waiting import wait_for
 
 STEWARD = Path(sys.executable).with_name("steward")
 READY_S = 45.0
@@ -188,16 +189,6 @@ class LocalCluster:
     def left(self, pids: list[int]) -> list[int]:
         """Those of `pids` that are still running."""
         return [pid for pid in pids if is_running(pid)]
-
-
-def wait_for(condition: Callable[[], Any], deadline_s: float, what: str) -> Any:
-    """Poll until `condition` gives something true, and return that; fails after the deadline."""
-    until = time.monotonic() + deadline_s
-    while time.monotonic() < until:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"not within {deadline_s:.0f} s: {what}")
 
 
 def is_running(pid: int) -> bool:

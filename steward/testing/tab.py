@@ -2,15 +2,13 @@
 
 A `Tab` keeps every frame text as it came, so that two of them can be compared byte by
 byte, and the time at which it came. It repairs nothing: what the SDK would hide (a
-repeat, a gap, a second `ready`) is there to be found. To wait for something that is no
-frame, `eventually` polls a condition with a deadline.
+repeat, a gap, a second `ready`) is there to be found.
 """
 
 import asyncio
-import inspect
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -161,20 +159,3 @@ async def many_sockets() -> AsyncIterator[aiohttp.ClientSession]:
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         yield session
-
-
-async def eventually(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:
-    """Poll until `condition` gives something true, and return that.
-
-    The condition may be async. Raises AssertionError with `what` after the deadline.
-    """
-    until = time.monotonic() + within_s
-    while True:
-        value = condition()
-        if inspect.isawaitable(value):
-            value = await value
-        if value:
-            return value
-        if time.monotonic() > until:
-            raise AssertionError(f"not within {within_s:g} s: {what}")
-        await asyncio.sleep(0.01)

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from steward.testing.local_cluster import is_ready, is_running
+from steward.testing.waiting import wait_for
+
 SHAPE = {"role", "id", "pid", "grpc", "http", "ops"}
 
 
@@ -32,8 +35,8 @@ def test_when_the_url_is_printed_everything_is_ready(cluster: Any) -> None:
     ]
     for entry in cluster.file["processes"]:
         assert set(entry) == SHAPE
-        assert cluster.is_running(entry["pid"])
-        assert cluster.is_ready(entry["ops"])
+        assert is_running(entry["pid"])
+        assert is_ready(entry["ops"])
     with urllib.request.urlopen(f"{url}/healthz", timeout=5) as answer:
         assert answer.status == 200
 
@@ -53,7 +56,7 @@ def test_a_second_ctrl_c_stops_at_once(cluster: Any) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     cluster.up.send_signal(signal.SIGINT)
-    cluster.wait_for(lambda: "stopping" in cluster.said(), 5, "it says that it stops")
+    wait_for(lambda: "stopping" in cluster.said(), 5, "it says that it stops")
     began = time.monotonic()
     assert cluster.stop(signal.SIGINT) == 130
     assert time.monotonic() - began < 2
@@ -109,12 +112,12 @@ def test_two_clusters_need_only_other_data_and_another_port(
 def test_a_killed_node_comes_back_under_its_id_with_another_pid(cluster: Any) -> None:
     before = cluster.processes["node-0"]
     cluster.kill("node-0")
-    cluster.wait_for(
+    wait_for(
         lambda: cluster.processes["node-0"]["pid"] != before["pid"], 20, "cluster.json is rewritten"
     )
     after = cluster.processes["node-0"]
     assert {**after, "pid": 0} == {**before, "pid": 0}
-    assert cluster.is_ready(after["ops"])
+    assert is_ready(after["ops"])
     nodes = json.loads(cluster.steward("status", "--json").stdout)["nodes"]
     assert sorted(node["node_id"] for node in nodes) == ["node-0", "node-1"]
 
@@ -122,19 +125,19 @@ def test_a_killed_node_comes_back_under_its_id_with_another_pid(cluster: Any) ->
 def test_each_killed_process_is_replaced_and_all_are_ready_again(cluster: Any) -> None:
     for process_id in ("registry", "auth", "log", "edge-0"):
         before = cluster.kill(process_id)
-        cluster.wait_for(
+        wait_for(
             lambda killed=process_id, pid=before: cluster.processes[killed]["pid"] != pid,
             20,
             f"cluster.json has a new {process_id}",
         )
-    assert cluster.wait_for(cluster.all_ready, 20, "all are ready again")
+    assert wait_for(cluster.all_ready, 20, "all are ready again")
 
 
 def test_when_up_is_killed_its_children_die(cluster: Any) -> None:
     pids = cluster.pids()
     cluster.up.kill()
     cluster.up.wait(5)
-    assert cluster.wait_for(lambda: not cluster.left(pids), 5, "all children are dead")
+    assert wait_for(lambda: not cluster.left(pids), 5, "all children are dead")
 
 
 def test_a_killed_cluster_starts_again_on_its_data(cluster: Any, start_cluster: Any) -> None:
