@@ -21,6 +21,7 @@ from steward.runtime.service import EnvironmentUnusable, run
 from steward.telemetry.catalog import RegistryMetrics
 from steward.telemetry.lag import LagProbe
 from steward.telemetry.logs import configure, fields
+from steward.telemetry.otlp import make_tracing
 from steward.v1 import registry_service_pb2_grpc
 
 STOP_GRACE_S = 1.0
@@ -44,12 +45,13 @@ class RegistryService:
         key = load_or_create_key(settings.data, CONTROL_KEY)
         store = SqliteStore(settings.data / "registry.db", wall_ms)
         machine = Registry(settings.config())
+        self._tracing = make_tracing("registry", settings.id, settings)
         driver = RegistryDriver(machine, store, TcpDialer(), self._catalog, boot_ms)
         await driver.start()
         self._driver = driver
         self._server = make_server(RoleVerifier(key, settings.cluster), ALLOWED)
         registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
-            RegistryServicer(driver, settings.cluster, self._catalog), self._server
+            RegistryServicer(driver, settings.cluster, self._catalog, self._tracing), self._server
         )
         address = f"{settings.host}:{settings.grpc_port}"
         try:
@@ -76,6 +78,7 @@ class RegistryService:
         if driver is not None:
             await driver.stop()
             await self._server.stop(STOP_GRACE_S)
+            self._tracing.close()
 
 
 def main() -> None:

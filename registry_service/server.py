@@ -41,6 +41,7 @@ from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
 from steward.rpc.roles import Role
 from steward.rpc.status import abort
 from steward.telemetry.catalog import RegistryMetrics
+from steward.telemetry.tracing import Tracing
 from steward.v1 import registry_service_pb2, registry_service_pb2_grpc
 
 _SERVICE = "/steward.v1.RegistryService/"
@@ -109,10 +110,13 @@ class _Call(Generic[MessageT]):
 class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
     """One object serves all streams; what it knows is in the driver."""
 
-    def __init__(self, driver: RegistryDriver, cluster: str, metrics: RegistryMetrics) -> None:
+    def __init__(
+        self, driver: RegistryDriver, cluster: str, metrics: RegistryMetrics, tracing: Tracing
+    ) -> None:
         self._driver = driver
         self._cluster = cluster
         self._resolve_seconds = metrics.resolve_seconds
+        self._tracing = tracing
 
     # Sessions
 
@@ -155,11 +159,15 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         peer = self._driver.connect(stream)
         self._driver.submit(OpenEdgeSession(peer, edge_id))
         asked: dict[int, float] = {}
+        traced: dict[int, tuple[int, list[str]]] = {}
 
         def command(request: registry_service_pb2.HoldEdgeSessionRequest) -> Command:
             made = convert.edge_command(peer, request)
             if isinstance(made, ResolveManagers):
                 asked[made.request_id] = time.perf_counter()
+                if self._tracing.enabled:
+                    traces = [q.traceparent for q in request.resolve.users if q.traceparent]
+                    traced[made.request_id] = (time.time_ns(), traces)
             return made
 
         def response(message: Message) -> registry_service_pb2.HoldEdgeSessionResponse:
@@ -167,6 +175,9 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
                 began = None if message.more else asked.pop(message.request_id, None)
                 if began is not None:
                     self._resolve_seconds.observe(time.perf_counter() - began)
+                    start_ns, traces = traced.pop(message.request_id, (0, []))
+                    for trace in traces:
+                        self._tracing.record("registry.resolve", trace, start_ns, {})
             return convert.edge_response(message)
 
         try:

@@ -60,7 +60,9 @@ class AttachmentState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Occupied:
-    """Somebody is connected, or waits for an answer."""
+    """Somebody is connected, or waits for an answer; the trace of how they came, if sampled."""
+
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,7 @@ class ResolveManager:
     """Ask the registry; the answer comes as `Resolved` or `ResolveFailed`, always."""
 
     min_epoch: int
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,7 @@ class Attachment:
         "_min_epoch",
         "_pending",
         "_spread",
+        "_trace",
         "live_epoch",
         "max_epoch",
         "placement",
@@ -223,6 +227,7 @@ class Attachment:
         self._empty_since = 0
         # When the manager was lost that this edge had; 0 while it has one, or never had.
         self._lost_ms = 0
+        self._trace = ""
 
     def head(self, sequence: int) -> StreamHead | None:
         """The head for one more session, `sequence` being the last delivered; None if not live."""
@@ -252,8 +257,9 @@ class Attachment:
 
     def _step(self, now_ms: int, command: Command) -> list[Effect]:
         match command:
-            case Occupied():
+            case Occupied(traceparent):
                 self._empty_since = 0
+                self._trace = traceparent
                 return self._resolve() if self.state is AttachmentState.IDLE else []
             case Vacated():
                 self._empty_since = now_ms
@@ -288,7 +294,11 @@ class Attachment:
         self.state = AttachmentState.RESOLVING
         self.live_epoch = 0
         self._due_ms = 0
-        return [ResolveManager(max(self._min_epoch, self.max_epoch))]
+        return [ResolveManager(max(self._min_epoch, self.max_epoch), self._waiting_trace())]
+
+    def _waiting_trace(self) -> str:
+        """The trace of what waits for the manager: a message, or else who came last."""
+        return next((pending.traceparent for pending in self._pending.values()), self._trace)
 
     def _wait(self, now_ms: int, reason: Reason, least_ms: int = 0) -> list[Effect]:
         """Back off, then resolve again."""
@@ -318,8 +328,9 @@ class Attachment:
         self.max_epoch = max(self.max_epoch, placement.epoch)
         self._attach_id = next(self._ids)
         self._due_ms = now_ms + ATTACH_ANSWER_MS
-        trace = next((pending.traceparent for pending in self._pending.values()), "")
-        command = EdgeCommand(self.user, placement.epoch, self._attach_id, trace, Attach(gap_ms))
+        command = EdgeCommand(
+            self.user, placement.epoch, self._attach_id, self._waiting_trace(), Attach(gap_ms)
+        )
         return [SendCommand(placement, command)]
 
     def _on_answer(self, now_ms: int, answer: Answer) -> list[Effect]:

@@ -135,12 +135,19 @@ class Audience:
         head = self.attachment.head(self.sequence)
         if head is not None:
             self._attach(connection, head)
-        self.handle(Occupied())
+        self.handle(Occupied(self._arrival_trace("edge.connect")))
 
     def enter(self) -> None:
         """Somebody without a connection needs the manager, until `exit`."""
         self._visitors += 1
-        self.handle(Occupied())
+        self.handle(Occupied(self._arrival_trace("edge.visit")))
+
+    def _arrival_trace(self, name: str) -> str:
+        """A trace for what an arrival causes: finding, perhaps making, the manager."""
+        tracing = self._around.tracing
+        if not tracing.enabled:
+            return ""
+        return tracing.record(name, tracing.new_root(), time.time_ns(), {})
 
     def exit(self) -> None:
         self._visitors -= 1
@@ -181,8 +188,8 @@ class Audience:
 
     def _do(self, effect: Effect) -> None:
         match effect:
-            case ResolveManager(min_epoch):
-                future = self._around.registry.resolve(self.user, min_epoch)
+            case ResolveManager(min_epoch, trace):
+                future = self._around.registry.resolve(self.user, min_epoch, trace)
                 future.add_done_callback(self._on_resolved)
             case SendCommand(placement, command):
                 self._around.nodes.send(placement, command)

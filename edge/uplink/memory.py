@@ -269,7 +269,9 @@ class MemoryRegistry:
         self._cluster = cluster
         cluster.registry_listeners.append(listener)
 
-    def resolve(self, user: UserKey, min_epoch: int) -> "asyncio.Future[Placement]":
+    def resolve(
+        self, user: UserKey, min_epoch: int, traceparent: str = ""
+    ) -> "asyncio.Future[Placement]":
         future: asyncio.Future[Placement] = asyncio.get_running_loop().create_future()
         result = self._cluster.resolve(user, min_epoch)
         if isinstance(result, StewardError):

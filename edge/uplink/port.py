@@ -102,7 +102,7 @@ class Registry(Protocol):
     @property
     def connected(self) -> bool: ...
 
-    def resolve(self, user: UserKey, min_epoch: int) -> "Future[Placement]":
+    def resolve(self, user: UserKey, min_epoch: int, traceparent: str = "") -> "Future[Placement]":
         """The user's placement, made if there is none. Batched with what else waits."""
         ...
 

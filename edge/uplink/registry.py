@@ -33,6 +33,7 @@ class _Query:
     number: int
     user: UserKey
     min_epoch: int
+    traceparent: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,12 @@ class GrpcRegistry:
     def connected(self) -> bool:
         return self._connected
 
-    def resolve(self, user: UserKey, min_epoch: int) -> "asyncio.Future[Placement]":
+    def resolve(
+        self, user: UserKey, min_epoch: int, traceparent: str = ""
+    ) -> "asyncio.Future[Placement]":
         """See the port."""
         number, future = self._questions.ask()
-        query = _Query(number, user, min_epoch)
+        query = _Query(number, user, min_epoch, traceparent)
         self._asked[number] = query
         future.add_done_callback(lambda _: self._asked.pop(number, None))
         self._put(query)
@@ -162,7 +165,11 @@ class GrpcRegistry:
             resolve=pb.ResolveManagersRequest(
                 request_id=self._last_message,
                 users=[
-                    pb.UserQuery(user=user_to_proto(query.user), min_epoch=query.min_epoch)
+                    pb.UserQuery(
+                        user=user_to_proto(query.user),
+                        min_epoch=query.min_epoch,
+                        traceparent=query.traceparent,
+                    )
                     for query in queries
                 ],
             )
