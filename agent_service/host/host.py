@@ -176,7 +176,7 @@ class ManagerHost:
             else:
                 self._refuse(user, epoch, command, Reason.MANAGER_UNAVAILABLE, Epoch(0))
         elif live is not None and epoch < live.manager.epoch:
-            self._registry.report_refusal("stale_epoch_command", user, epoch, "edge command")
+            self._count_refusal("stale_epoch_command", user, epoch, "edge command")
             self._refuse(user, epoch, command, Reason.EPOCH_STALE, live.manager.epoch)
         elif activation is not None and isinstance(command, AttachEdge):
             self._refuse(user, epoch, command, Reason.EPOCH_STALE, activation.epoch)

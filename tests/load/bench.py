@@ -1,180 +1,248 @@
 """`make bench`: how fast this machine is, through real processes and real WebSockets.
 
-Starts a cluster of its own on free ports and a temporary directory, with an agent that
-only emits, and measures from outside: time to `ready` of the cluster and of a
-connection, first event on an idle cluster, and durable events per second with many users
-at once. The load client shares the machine. Prints what it saw; asserts nothing.
+    python -m tests.load.bench [--rounds 3] [--only NAME ...] [--write]
+
+Starts clusters of its own (`steward up`) on free ports and temporary data, with agents that
+only emit, and measures from outside, the load client in one more process of the same
+machine. Every event's sequence is checked while it is measured. Each figure is the
+median of several rounds, with the least and the greatest. Progress goes to stderr, one
+table to stdout; `--write` also puts it into docs/performance.md. Asserts nothing about speed.
 """
 
 import argparse
-import asyncio
-import json
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-import aiohttp
+from steward.testing.local_cluster import LocalCluster
+from tests.load.machine import facts
+from tests.load.measures import Numbers, measure
 
-from steward.cli.cluster_file import read_cluster
-from steward.cli.ports import PortReservations
-from steward.model.keys import DEFAULT_TENANT, UserKey
-from steward.rpc.keys import USER_KEY, load_or_create_key
-from steward.tokens import mint
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
+AGENTS = [f"--agent={HERE / 'agents.py'}:{name}" for name in ("echo", "burst", "paced")]
 
-AGENT = """\
-async def burst(run):
-    for i in range(int(run.input.text)):
-        await run.emit("tick", i)
-"""
-RECEIVE_S = 60.0
-
-
-def main() -> None:
-    """Parse the command line, start the cluster, measure, stop it."""
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--users", type=int, default=50, help="users at once (50)")
-    parser.add_argument("--events", type=int, default=400, help="events of each user (400)")
-    parser.add_argument("--messages", type=int, default=50, help="messages one by one (50)")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="steward-bench-") as folder:
-        data = Path(folder) / "data"
-        agent = Path(folder) / "bench_agent.py"
-        agent.write_text(AGENT)
-        began = time.monotonic()
-        up = subprocess.Popen(
-            [
-                *(Path(sys.executable).with_name("steward"), "up", "--data", data),
-                *("--port", str(free_port()), "--agent", f"{agent}:burst"),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert up.stdout is not None
-            if not up.stdout.readline():
-                sys.exit("the cluster did not start")
-            print(f"cluster ready      {time.monotonic() - began:8.2f} s")
-            asyncio.run(measure(data, args.users, args.events, args.messages))
-        finally:
-            up.send_signal(signal.SIGINT)
-            up.wait()
+MESSAGES = 200
+USERS, TABS, EVENTS = 50, 2, 400
+ALONE_EVENTS = 4000
+RATE, RATE_S = 1000, 4
+CONNECTIONS = 1000
+FAILOVER_USERS = 20
 
 
-async def measure(data: Path, users: int, events: int, messages: int) -> None:
-    """All measurements on a running cluster."""
-    bench = Bench(data)
-    async with aiohttp.ClientSession() as http:
-        connects = [await bench.connect_and_leave(http, f"visitor-{i}") for i in range(messages)]
-        show("connect to ready", connects)
-        firsts = await bench.first_events(http, messages)
-        show("first event", firsts)
-        took = await bench.bursts(http, users, events)
-    total = users * events
-    print(f"events per second  {total / took:8.0f}     ({total} events of {users} users)")
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: `values` are those of the rounds."""
 
+    what: str
+    unit: str
+    values: Sequence[float]
 
-def show(what: str, seconds: Sequence[float]) -> None:
-    """Median and the worst of a hundred, in milliseconds."""
-    ordered = sorted(seconds)
-    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-    median = statistics.median(ordered)
-    print(f"{what:<18} {median * 1000:8.1f} ms  p99 {p99 * 1000:.1f} ms  ({len(ordered)} times)")
+    def cells(self) -> tuple[str, str, str]:
+        low, high = min(self.values), max(self.values)
+        spread = f"{_number(low)} to {_number(high)}" if len(self.values) > 1 else ""
+        return self.what, f"{_number(statistics.median(self.values))} {self.unit}", spread
 
 
 class Bench:
-    """A load client: one WebSocket per user."""
+    """Starts clusters and runs measurements on them, round by round."""
 
-    def __init__(self, data: Path) -> None:
-        self._url = read_cluster(data).url
-        self._key = load_or_create_key(data, USER_KEY)
+    def __init__(self, folder: Path, rounds: int) -> None:
+        self._folder = folder
+        self._rounds = rounds
+        self._started = 0
+        self.ready_s: list[float] = []
+        self.stop_s: list[float] = []
+        self.cluster = self.start()
 
-    async def connect(
-        self, http: aiohttp.ClientSession, user: str
-    ) -> aiohttp.ClientWebSocketResponse:
-        """A socket after its `ready`."""
-        token = mint(self._key, UserKey(DEFAULT_TENANT, user), 3600)
-        socket = await http.ws_connect(
-            f"{self._url}/v1/connect", headers={"Authorization": f"Bearer {token}"}
-        )
-        ready = json.loads(await socket.receive_str(timeout=RECEIVE_S))
-        if ready["type"] != "ready":
-            raise RuntimeError(f"no ready, but {ready}")
-        return socket
+    def start(self) -> LocalCluster:
+        """A new cluster on new data; how long it took is noted."""
+        self._started += 1
+        directory = self._folder / str(self._started)
+        directory.mkdir()
+        began = time.monotonic()
+        cluster = LocalCluster.start(directory, *AGENTS)
+        try:
+            cluster.wait_ready()
+        except BaseException:
+            cluster.end()
+            raise
+        self.ready_s.append(time.monotonic() - began)
+        return cluster
 
-    async def connect_and_leave(self, http: aiohttp.ClientSession, user: str) -> float:
-        """Seconds from the handshake to `ready`, of a user that was never here."""
-        began = time.perf_counter()
-        socket = await self.connect(http, user)
-        took = time.perf_counter() - began
-        await socket.close()
-        return took
+    def stop(self) -> None:
+        """Stop the cluster as Ctrl-C does; how long it took is noted."""
+        began = time.monotonic()
+        self.cluster.stop()
+        self.stop_s.append(time.monotonic() - began)
 
-    async def first_events(self, http: aiohttp.ClientSession, count: int) -> list[float]:
-        """Seconds from sending a message to its first event, one message after the other."""
-        socket = await self.connect(http, "first")
-        times = []
-        for i in range(count):
-            began = time.perf_counter()
-            await send(socket, f"m-{i}", 0)
-            first = 0.0
-            async for frame in received(socket):
-                if not first and "sequence" in frame and frame["type"] != "accepted":
-                    first = time.perf_counter() - began
-                if frame["type"] == "agent_completed":
-                    break
-            times.append(first)
-        await socket.close()
-        return times
+    def restart(self) -> None:
+        self.stop()
+        self.cluster = self.start()
 
-    async def bursts(self, http: aiohttp.ClientSession, users: int, events: int) -> float:
-        """Seconds until all users have all events of one run each."""
-        sockets = [await self.connect(http, f"user-{i}") for i in range(users)]
-        began = time.perf_counter()
-        await asyncio.gather(*(self._burst(socket, events) for socket in sockets))
-        took = time.perf_counter() - began
-        await asyncio.gather(*(socket.close() for socket in sockets))
-        return took
+    def rounds(self, name: str, **options: int) -> list[Numbers]:
+        """A measurement, several times, each with users of its own."""
+        return [self.once(name, f"{name}{number}", **options) for number in range(self._rounds)]
 
-    async def _burst(self, socket: aiohttp.ClientWebSocketResponse, events: int) -> None:
-        await send(socket, "burst", events)
-        came = 0
-        while True:
-            text = await socket.receive_str(timeout=RECEIVE_S)
-            if text.startswith('{"type":"custom"'):
-                came += 1
-            elif '"agent_completed"' in text:
-                break
-        if came != events:
-            raise RuntimeError(f"{came} of {events} events came")
+    def once(self, name: str, label: str, **options: int) -> Numbers:
+        """One round of a measurement, in a process of its own."""
+        _say(f"{label} {options}")
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as client:
+            data = str(self.cluster.data)
+            return client.submit(measure, data, label, name, options).result()
 
 
-async def send(socket: aiohttp.ClientWebSocketResponse, message_id: str, events: int) -> None:
-    """Send a message that makes the agent emit so many events."""
-    message = {"type": "user_message", "id": message_id, "content": str(events)}
-    await socket.send_str(json.dumps(message))
+def idle(bench: Bench) -> Iterator[Row]:
+    found = bench.rounds("idle", messages=MESSAGES)
+    for name, what in (
+        ("accepted", "message to `accepted`"),
+        ("first", "message to its first event"),
+        ("started", "message to `agent_started`"),
+        ("completed", "message to `agent_completed`, agent `echo`"),
+    ):
+        yield Row(f"idle: {what}, p50", "ms", _each(found, f"{name}_p50"))
+        yield Row(f"idle: {what}, p99", "ms", _each(found, f"{name}_p99"))
 
 
-async def received(
-    socket: aiohttp.ClientWebSocketResponse,
-) -> AsyncIterator[dict[str, Any]]:
-    """Frames as they come, parsed."""
-    while True:
-        yield json.loads(await socket.receive_str(timeout=RECEIVE_S))
+def throughput(bench: Bench) -> Iterator[Row]:
+    bench.once("throughput", "warm", users=USERS, tabs=TABS, events=EVENTS // 2)
+    found = bench.rounds("throughput", users=USERS, tabs=TABS, events=EVENTS)
+    what = f"{USERS} users, {TABS} tabs each"
+    yield Row(f"most durable events, {what}", "/s", _each(found, "rate"))
+    yield from _cpu("at most: CPU per event", found)
+    found = [
+        bench.once("throughput", f"alone{number}", users=1, tabs=1, events=ALONE_EVENTS)
+        for number in range(len(found))
+    ]
+    yield Row("most durable events, one user alone", "/s", _each(found, "rate"))
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    ports = PortReservations()
-    try:
-        return ports.reserve()
-    finally:
-        ports.close()
+def latency(bench: Bench) -> Iterator[Row]:
+    found = bench.rounds("latency", users=USERS, tabs=TABS, rate=RATE, seconds=RATE_S)
+    what = f"at {RATE:,} events/s: verb to socket"
+    yield Row(f"{what}, p50", "ms", _each(found, "p50"))
+    yield Row(f"{what}, p99", "ms", _each(found, "p99"))
+    yield Row(f"{what}, worst", "ms", _each(found, "worst"))
+    yield from _cpu(f"at {RATE:,} events/s: CPU per event", found)
+
+
+def failover(bench: Bench) -> Iterator[Row]:
+    found = []
+    for numbers in range(len(bench.ready_s)):
+        bench.cluster.wait_healed()
+        found.append(bench.once("failover", f"failover{numbers}", users=FAILOVER_USERS))
+    what = "node killed: until its users hear the next manager"
+    yield Row(f"{what}, median user", "ms", _each(found, "median"))
+    yield Row(f"{what}, last user", "ms", _each(found, "worst"))
+
+
+def memory(bench: Bench) -> Iterator[Row]:
+    found = [bench.once("memory", "memory", connections=CONNECTIONS)]
+    what = f"{CONNECTIONS:,} idle connections, a user each"
+    yield Row(f"{what}: edge, per connection", "KiB", _each(found, "kib_edge-1"))
+    for name in _processes(found[0], "kib_node"):
+        yield Row(f"{what}: {name} (half of the users)", "KiB", _each(found, f"kib_{name}"))
+    yield Row(f"{what}: connects to `ready`", "/s", _each(found, "connects"))
+
+
+PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    part.__name__: part for part in (memory, idle, latency, throughput, failover)
+}
+
+
+def main() -> None:
+    """Parse the command line, measure, print, and write when asked."""
+    parser = argparse.ArgumentParser(prog="python -m tests.load.bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (3)")
+    parser.add_argument("--only", nargs="+", choices=sorted(PARTS), help="measure only these")
+    parser.add_argument("--write", action="store_true", help="write the table to docs/")
+    options = parser.parse_args()
+    if options.write and options.only:
+        parser.error("--write needs all measurements")
+    began = time.monotonic()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="steward-bench-") as folder:
+        _say("starting a cluster")
+        bench = Bench(Path(folder), options.rounds)
+        try:
+            for _ in range(options.rounds - 1 if not options.only else 0):
+                _say("starting it again")
+                bench.restart()
+            for name, part in PARTS.items():
+                if not options.only or name in options.only:
+                    rows.extend(part(bench))
+            bench.stop()
+        finally:
+            bench.cluster.end()
+        rows.insert(0, Row("`steward up` to ready", "s", bench.ready_s))
+        rows.insert(1, Row("Ctrl-C to its end", "s", bench.stop_s))
+    _say(f"{time.monotonic() - began:.0f} s in all\n")
+    print(_text(rows))
+    if options.write:
+        _write(rows)
+
+
+def _each(found: Sequence[Numbers], name: str) -> list[float]:
+    return [numbers[name] for numbers in found]
+
+
+def _processes(numbers: Numbers, prefix: str) -> list[str]:
+    kind = prefix.partition("_")[0] + "_"
+    return sorted(name.removeprefix(kind) for name in numbers if name.startswith(prefix))
+
+
+def _cpu(what: str, found: Sequence[Numbers]) -> Iterator[Row]:
+    """CPU of each role, nodes taken together, and of all without the client."""
+    names = _processes(found[0], "cpu_")
+    roles = {"nodes": "node", "log": "log", "edge": "edge", "registry": "registry"}
+    for label, role in roles.items():
+        members = [name for name in names if name.startswith(role)]
+        values = [sum(numbers[f"cpu_{name}"] for name in members) for numbers in found]
+        yield Row(f"{what}, {label}", "µs", values)
+    own = [name for name in names if name != "client"]
+    values = [sum(numbers[f"cpu_{name}"] for name in own) for numbers in found]
+    yield Row(f"{what}, whole cluster", "µs", values)
+    yield Row(f"{what}, the load client beside it", "µs", _each(found, "cpu_client"))
+
+
+def _number(value: float) -> str:
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _text(rows: Sequence[Row]) -> str:
+    cells = [row.cells() for row in rows]
+    widths = [max(len(cell[column]) for cell in cells) for column in range(2)]
+    lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}   {c}".rstrip() for a, b, c in cells]
+    return "\n".join((facts(), "", *lines))
+
+
+def _write(rows: Sequence[Row]) -> None:
+    """Replace the figures of the page; the prose around them stays."""
+    page = PAGE.read_text()
+    before, _, rest = page.partition(BEGIN)
+    _, _, behind = rest.partition(END)
+    lines = [
+        f"`make bench ARGS=--write`, {facts()}.",
+        "",
+        "| what | median | least to greatest |",
+        "|---|---:|---|",
+        *(f"| {what} | {value} | {spread} |" for what, value, spread in map(Row.cells, rows)),
+    ]
+    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{behind}")
+    _say(f"written to {PAGE.relative_to(HERE.parents[1])}")
+
+
+def _say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

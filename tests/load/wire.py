@@ -37,6 +37,9 @@ class LoadSocket(asyncio.Protocol):
         self._upgraded = False
         self._frames: deque[dict[str, Any]] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        # Whether every event wakes who waits, or only what ends a run and other frames.
+        self._eager = False
+        self._notable = False
         self._broken: Exception | None = None
 
     # ---- what measurements use
@@ -64,9 +67,13 @@ class LoadSocket(asyncio.Protocol):
 
     async def until_event(self, after: int, timeout_s: float) -> None:
         """Wait for an event with a sequence over `after`."""
-        async with asyncio.timeout(timeout_s):
-            while self.sequence <= after:
-                await self._next()
+        self._eager = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.sequence <= after:
+                    await self._next()
+        finally:
+            self._eager = False
 
     def close(self) -> None:
         """Drop the connection. Safe to call twice."""
@@ -120,9 +127,9 @@ class LoadSocket(asyncio.Protocol):
                 self._break(StreamBroken(f"{self.user} was closed with {code}"))
             at = end_at
         self._buffer = data[at:]
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._notable or self._eager:
+            self._notable = False
+            self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._break(StreamBroken(f"the connection of {self.user} ended: {exc}"))
@@ -144,6 +151,7 @@ class LoadSocket(asyncio.Protocol):
         self.events += 1
         if text.startswith(b'{"type":"agent_completed"'):
             self.runs_ended += 1
+            self._notable = True
         if self.on_event is not None:
             self.on_event(text)
 
@@ -155,10 +163,14 @@ class LoadSocket(asyncio.Protocol):
         elif frame["type"] == "error":
             self._break(StreamBroken(f"{self.user} got {frame}"))
         self._frames.append(frame)
+        self._notable = True
 
     def _break(self, error: Exception) -> None:
         if self._broken is None:
             self._broken = error
+        self._wake()
+
+    def _wake(self) -> None:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

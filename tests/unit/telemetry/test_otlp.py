@@ -2,52 +2,23 @@
 
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
-    TraceServiceServicer,
-    add_TraceServiceServicer_to_server,
-)
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Status
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from steward.config.settings import ServiceSettings
 from steward.telemetry.otlp import make_tracing
 from steward.telemetry.otlp_exporter import CLOSE_TIMEOUT_S
 from steward.telemetry.tracing import is_sampled, is_traceparent
-
-
-class Receiver(TraceServiceServicer):
-    """A collector that remembers. `gate` closed: it answers nobody."""
-
-    def __init__(self) -> None:
-        self.received: list[ResourceSpans] = []
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def Export(
-        self, request: otlp.ExportTraceServiceRequest, context: grpc.ServicerContext
-    ) -> otlp.ExportTraceServiceResponse:
-        self.gate.wait(10)
-        self.received.extend(request.resource_spans)
-        return otlp.ExportTraceServiceResponse()
+from steward.testing.collector import SpanCollector, span_collector
 
 
 @pytest.fixture
-def receiver() -> Iterator[tuple[Receiver, str]]:
-    servicer = Receiver()
-    server = grpc.server(ThreadPoolExecutor(2))
-    add_TraceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield servicer, f"127.0.0.1:{port}"
-    servicer.gate.set()
-    server.stop(None).wait()
+def receiver() -> Iterator[tuple[SpanCollector, str]]:
+    with span_collector() as running:
+        yield running
 
 
 def settings(endpoint: str, ratio: float = 1.0) -> ServiceSettings:
@@ -56,7 +27,7 @@ def settings(endpoint: str, ratio: float = 1.0) -> ServiceSettings:
 
 @pytest.mark.parametrize("scheme", ["", "http://"])
 def test_a_span_arrives_with_the_ids_parent_times_and_attributes_given(
-    receiver: tuple[Receiver, str], scheme: str
+    receiver: tuple[SpanCollector, str], scheme: str
 ) -> None:
     collector, endpoint = receiver
     tracing = make_tracing("edge", "edge-1", settings(scheme + endpoint))
@@ -87,7 +58,7 @@ def test_a_span_arrives_with_the_ids_parent_times_and_attributes_given(
 
 
 def test_a_span_of_a_trace_that_is_not_sampled_is_not_sent(
-    receiver: tuple[Receiver, str],
+    receiver: tuple[SpanCollector, str],
 ) -> None:
     collector, endpoint = receiver
     tracing = make_tracing("edge", "edge-1", settings(endpoint, ratio=0.0))
@@ -114,7 +85,7 @@ def test_without_an_endpoint_nothing_is_sampled_and_no_sdk_is_imported() -> None
 
 
 def test_a_collector_that_does_not_answer_delays_neither_record_nor_close_for_long(
-    receiver: tuple[Receiver, str],
+    receiver: tuple[SpanCollector, str],
 ) -> None:
     collector, endpoint = receiver
     collector.gate.clear()
