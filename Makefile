@@ -6,6 +6,9 @@ PROTOS := $(wildcard protos/steward/v1/*.proto)
 SERVICE_PROTOS := $(wildcard protos/steward/v1/*_service.proto)
 # For `make run ARGS="--port 8090"` and `make test ARGS="tests/unit -k epoch"`.
 ARGS   ?=
+# For `make simulate SEED=7 N=1`.
+SEED   ?= 1
+N      ?= 200
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -27,7 +30,7 @@ steward/v1/.made: $(PROTOS) $(VENV)/.made
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I protos --grpc_python_out=. --mypy_grpc_out=quiet:. $(SERVICE_PROTOS)
 	@touch $@
 
-.PHONY: env proto run test lint format lock bench clean
+.PHONY: env proto run test lint format lock bench simulate clean
 env: $(VENV)/.made steward/v1/.made ## Make the environment in .venv from the lock files
 
 proto: steward/v1/.made ## Generate steward/v1 from protos/
@@ -47,6 +50,9 @@ lint: env ## Check style, types and import contracts
 format: env ## Format the code
 	$(VENV)/bin/ruff check --fix --quiet .
 	$(VENV)/bin/ruff format .
+
+simulate: env ## Play seeds of the simulation: SEED=first N=how many
+	$(PY) -m steward.testing --seed $(SEED) --count $(N)
 
 bench: env ## Measure latency and throughput on this machine
 	$(PY) -m tests.load.bench $(ARGS)

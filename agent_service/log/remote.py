@@ -55,6 +55,7 @@ from steward.v1 import agent_service_pb2, log_service_pb2, log_service_pb2_grpc
 WINDOW = 4096
 WINDOW_BYTES = 16 * 1024 * 1024
 MESSAGE_OPERATIONS = 512
+WORTH_A_MESSAGE = 64
 MESSAGE_BYTES = 4 * 1024 * 1024
 
 FIRST_BACKOFF_S = 0.05
@@ -241,6 +242,8 @@ class RemoteLog:
         seals = request.batch.seals
         appends = request.batch.appends
         number = size = 0
+        if self._sent and len(self._unsent) < WORTH_A_MESSAGE:
+            return None
         while (
             self._unsent
             and self._sent < WINDOW

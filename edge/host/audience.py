@@ -73,6 +73,8 @@ class Surroundings(Protocol):
 
     def sent(self, effect: Send) -> None: ...
 
+    def gap(self) -> None: ...
+
     def leaving(self, connection: Connection, code: int) -> None: ...
 
     def lost(self, connection: Connection) -> None: ...
@@ -246,6 +248,9 @@ class Audience:
 
     def sent(self, effect: Send) -> None:
         self._around.sent(effect)
+
+    def gap(self) -> None:
+        self._around.gap()
 
     def leaving(self, connection: Connection, code: int) -> None:
         self.connections = tuple(c for c in self.connections if c is not connection)

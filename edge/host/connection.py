@@ -29,7 +29,7 @@ from edge.core.frames import (
     encode_text,
     parse_close,
 )
-from edge.core.session import EdgeSession
+from edge.core.session import EdgeSession, SessionState
 from edge.core.session_values import (
     Abort,
     BinaryReceived,
@@ -55,6 +55,7 @@ from steward.runtime.clock import boot_ms
 
 _log = logging.getLogger(__name__)
 CLOSE_ABNORMAL = 1006
+FRAMES_PER_TURN = 64
 _PING_FRAME = encode_control(PING)
 
 
@@ -73,6 +74,10 @@ class Owner(Protocol):
 
     def sent(self, effect: Send) -> None:
         """One message of the edge itself goes out (for the count)."""
+        ...
+
+    def gap(self) -> None:
+        """A live batch left a hole, which the log fills (for the count)."""
         ...
 
     def leaving(self, connection: "Connection", code: int) -> None:
@@ -154,7 +159,10 @@ class Connection(asyncio.Protocol):
                 self._dirty = True
                 self._flusher.mark(self)
             return True
+        was = self.session.state
         self.apply(self.session.repair(boot_ms(), batch))
+        if was is SessionState.LIVE and self.session.state is SessionState.CATCHING_UP:
+            self.owner.gap()
         return False
 
     def write(self, data: bytes) -> None:
@@ -324,10 +332,17 @@ class WebSocketConnection(Connection):
             self._pump()
 
     def _pump(self) -> None:
-        """Take frames for as long as the session takes them; else stop reading."""
+        """Take frames for as long as the session takes them; else stop reading.
+
+        A chunk may hold thousands of tiny ones: after some of them others have their turn.
+        """
         session = self.session
         pong: bytes | None = None
+        budget = FRAMES_PER_TURN
         while (reader := self._reader) is not None and session.accepts_frames:
+            if not budget:
+                break
+            budget -= 1
             try:
                 frame = reader.next()
                 if frame is None:
@@ -342,20 +357,20 @@ class WebSocketConnection(Connection):
                 self.handle(Violated(violation.code, violation.message))
         if pong is not None and not session.closing:
             self.write(encode_control(PONG, pong))
-        self._set_reading(session.accepts_frames)
+        self._set_reading(bool(budget) and session.accepts_frames)
+        if not budget and self.transport is not None:
+            asyncio.get_running_loop().call_soon(self._pump)
 
     def _on_frame(self, frame: Frame) -> None:
-        match frame.opcode:
-            case _ if frame.opcode == TEXT:
-                self.owner.received()
-                self.handle(TextReceived(frame.payload))
-            case _ if frame.opcode == BINARY:
-                self.owner.received()
-                self.handle(BinaryReceived())
-            case _ if frame.opcode == CLOSE:
-                self._on_close(frame.payload)
-            case _:
-                pass  # A pong: any inbound byte is a sign of life.
+        if frame.opcode == TEXT:
+            self.owner.received()
+            self.handle(TextReceived(frame.payload))
+        elif frame.opcode == BINARY:
+            self.owner.received()
+            self.handle(BinaryReceived())
+        elif frame.opcode == CLOSE:
+            self._on_close(frame.payload)
+        # A pong needs nothing: any inbound byte is a sign of life.
 
     def _on_close(self, payload: bytes) -> None:
         code, _ = parse_close(payload)

@@ -35,7 +35,7 @@ from edge.host.connection import Connection, EventStreamConnection, WebSocketCon
 from edge.host.flush import Flusher
 from edge.host.wheel import TICK_MS, TimerWheel
 from edge.uplink.port import Auth, EventPage, EventRange, Nodes, Registry, ThreadPage
-from steward.errors import Reason, StewardError
+from steward.errors import ERRORS, Reason, StewardError
 from steward.model.identity import Identity
 from steward.model.keys import ConnectionId, NodeIncarnation, UserKey
 from steward.model.placement import Placement
@@ -48,8 +48,9 @@ PAGE_EVENTS = 500
 READS_AT_ONCE = 64
 COMMAND_S = 10.0
 REFUSED_RETRY_MS = 2_000
-DRAIN_S = 4.5
+DRAIN_S = 4.0
 ABORT_S = 0.25
+OWN_CODES = frozenset(row.close_code for row in ERRORS.values())
 _TRACE_FIELD = b'"trace":"'
 
 _log = logging.getLogger(__name__)
@@ -145,8 +146,7 @@ class Hub:
     def refusal(self, user: UserKey, client_id: str) -> StewardError | None:
         """Why a new connection of this user is not taken now; None when it is."""
         if self.draining:
-            text = "this edge is stopping; connect again"
-            return StewardError(Reason.EDGE_DRAINING, text, retry_after_ms=REFUSED_RETRY_MS)
+            return self.stopping()
         if len(self._connections) >= self.settings.max_connections:
             text = "this edge is full; connect again"
             return StewardError(Reason.NO_CAPACITY, text, retry_after_ms=REFUSED_RETRY_MS)
@@ -158,6 +158,11 @@ class Hub:
             return None
         text = f"{most} connections of this user are open; close one"
         return StewardError(Reason.RATE_LIMITED, text, retry_after_ms=REFUSED_RETRY_MS)
+
+    def stopping(self) -> StewardError:
+        """What everybody is told who comes while this edge drains."""
+        text = "this edge is stopping; connect again"
+        return StewardError(Reason.EDGE_DRAINING, text, retry_after_ms=REFUSED_RETRY_MS)
 
     def connect(
         self,
@@ -320,8 +325,13 @@ class Hub:
         if effect.kind == "error":
             self._metrics.errors.labels(reason=effect.reason).inc()
 
+    def gap(self) -> None:
+        self._metrics.refusals.labels(kind="delivery_gap").inc()
+
     def leaving(self, connection: Connection, code: int) -> None:
-        self._metrics.closes.labels(code=str(code)).inc()
+        # A client may close with any code: as a label each would be a series of its own.
+        own = code < 3000 or code in OWN_CODES
+        self._metrics.closes.labels(code=str(code) if own else "other").inc()
 
     def lost(self, connection: Connection) -> None:
         self._connections.discard(connection)

@@ -53,7 +53,7 @@ class Api:
 
     async def send_message(self, request: web.Request) -> web.Response:
         """`POST /v1/messages`: 202 with the `accepted` body, also for a duplicate."""
-        identity = await identify(self._hub, request, ())
+        identity = await identify(self._hub, request)
         try:
             message = parse_user_message(await _body(request))
         except MessageRefused as refused:
@@ -65,7 +65,7 @@ class Api:
 
     async def cancel_run(self, request: web.Request) -> web.Response:
         """`POST /v1/runs/{run_id}/cancel`: 202, also when the run is over already."""
-        identity = await identify(self._hub, request, ())
+        identity = await identify(self._hub, request)
         run_id = request.match_info["run_id"]
         if not is_id(run_id):
             raise StewardError(Reason.NOT_FOUND, "no run of this name")
@@ -100,7 +100,7 @@ class Api:
 
     async def list_threads(self, request: web.Request) -> web.Response:
         """`GET /v1/threads?limit=&next=`: the user's threads, newest first."""
-        identity = await identify(self._hub, request, ())
+        identity = await identify(self._hub, request)
         page = one(request, "next") or ""
         if len(page) > MAX_PAGE_CHARACTERS:
             raise StewardError(Reason.PROTOCOL_VIOLATION, "next is not what an answer said")
@@ -122,7 +122,7 @@ class Api:
 
     async def read_thread(self, request: web.Request) -> web.Response:
         """`GET /v1/threads/{id}/events?after=&limit=`: ascending; the newest without `after`."""
-        identity = await identify(self._hub, request, ())
+        identity = await identify(self._hub, request)
         thread_id = request.match_info["thread_id"]
         if not is_id(thread_id):
             raise StewardError(Reason.NOT_FOUND, "no thread of this name")

@@ -34,7 +34,7 @@ def make_app(
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        response = await _guarded(request, handler, doors())
+        response = await _guarded(request, handler, doors(), hub)
         if not isinstance(response, TakenOver):
             secure(response)
         return response
@@ -75,7 +75,9 @@ def make_app(
     return app
 
 
-async def _guarded(request: web.Request, handler: Handler, doors: Doors) -> web.StreamResponse:
+async def _guarded(
+    request: web.Request, handler: Handler, doors: Doors, hub: Hub
+) -> web.StreamResponse:
     """Check where the request comes from; make every failure a JSON error."""
     try:
         if request.path not in _HEALTH:
@@ -83,6 +85,8 @@ async def _guarded(request: web.Request, handler: Handler, doors: Doors) -> web.
                 raise StewardError(Reason.PERMISSION_DENIED, "this edge has another name")
             if not doors.admits_origin(request.headers.get(hdrs.ORIGIN)):
                 raise StewardError(Reason.PERMISSION_DENIED, "pages of this origin may not come in")
+            if hub.draining and request.path.startswith("/v1/"):
+                raise hub.stopping()
         return await handler(request)
     except StewardError as error:
         return error_answer(error)
@@ -131,5 +135,5 @@ def make_runner(app: web.Application) -> web.AppRunner:
         access_log=None,
         handle_signals=False,
         keepalive_timeout=IDLE_S,
-        shutdown_timeout=1.0,
+        shutdown_timeout=0.5,
     )

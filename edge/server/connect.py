@@ -7,6 +7,7 @@ and the transport handed to the hub. Nothing is negotiated: no extension, no com
 import base64
 import binascii
 import hashlib
+from collections.abc import Sequence
 
 from aiohttp import hdrs, web
 
@@ -61,7 +62,8 @@ class Connect:
         key = _websocket_key(request)
         point, client_id = _query(request)
         subprotocols = parse_subprotocols(request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, ()))
-        identity = await identify(self._hub, request, subprotocols)
+        tickets = request.query.getall("ticket", ())
+        identity = await identify(self._hub, request, subprotocols, tickets)
         head = [
             "HTTP/1.1 101 Switching Protocols",
             "Upgrade: websocket",
@@ -78,7 +80,8 @@ class Connect:
         last = request.headers.get("Last-Event-ID", "")
         if last:
             point = parse_last_event_id(last)
-        identity = await identify(self._hub, request, ())
+        tickets = request.query.getall("ticket", ())
+        identity = await identify(self._hub, request, tickets=tickets)
         return self._hand_over(request, identity, point, client_id, _SSE_HEAD, websocket=False)
 
     def _hand_over(
@@ -108,18 +111,14 @@ class Connect:
 
 
 async def identify(
-    hub: Hub, request: web.Request, subprotocols: list[str] | tuple[str, ...]
+    hub: Hub,
+    request: web.Request,
+    subprotocols: Sequence[str] = (),
+    tickets: Sequence[str] = (),
 ) -> Identity:
     """Who this request is of, by its one credential. Raises StewardError."""
-    if hub.draining:
-        raise StewardError(
-            Reason.EDGE_DRAINING, "this edge is stopping; connect again", retry_after_ms=2000
-        )
-    credential = parse_credential(
-        request.headers.getall(hdrs.AUTHORIZATION, ()),
-        subprotocols,
-        request.query.getall("ticket", ()),
-    )
+    authorizations = request.headers.getall(hdrs.AUTHORIZATION, ())
+    credential = parse_credential(authorizations, subprotocols, tickets)
     if isinstance(credential, BearerToken):
         return await hub.auth.check_token(credential.token)
     origin = request.headers.get(hdrs.ORIGIN, "")

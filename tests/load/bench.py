@@ -146,7 +146,7 @@ def failover(bench: Bench) -> Iterator[Row]:
 def memory(bench: Bench) -> Iterator[Row]:
     found = [bench.once("memory", "memory", connections=CONNECTIONS)]
     what = f"{CONNECTIONS:,} idle connections, a user each"
-    yield Row(f"{what}: edge, per connection", "KiB", _each(found, "kib_edge-1"))
+    yield Row(f"{what}: edge, per connection", "KiB", _each(found, "kib_edge-0"))
     for name in _processes(found[0], "kib_node"):
         yield Row(f"{what}: {name} (half of the users)", "KiB", _each(found, f"kib_{name}"))
     yield Row(f"{what}: connects to `ready`", "/s", _each(found, "connects"))

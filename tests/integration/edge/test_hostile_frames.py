@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edge.core.commands import Detach
 from steward.model.keys import UserKey
 
 pytestmark = pytest.mark.asyncio
@@ -196,6 +197,6 @@ async def test_a_connection_that_vanishes_leaves_nothing(edge: Any) -> None:
         lambda: edge.service.metrics.get_sample_value("steward_edge_users") == 0,
         "the audience is forgotten",
     )
-    assert edge.cluster.nodes and not edge.peers.node_servers[next(iter(edge.cluster.nodes))][
-        1
-    ].node.attached.get(ALICE)
+    (node,) = edge.cluster.nodes.values()
+    await edge.eventually(lambda: not node.attached[ALICE], "the node was told")
+    assert [c.body for c in edge.cluster.commands].count(Detach()) == 1

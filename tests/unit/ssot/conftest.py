@@ -1,7 +1,7 @@
 """Clusters in this process: the real registry on SQLite, real hosts, log and agents."""
 
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,10 @@ async def make_cluster(tmp_path: Path, agents: list[str]) -> AsyncIterator[MakeC
 
 
 @pytest.fixture
-def managers() -> Callable[[UserKey], list[Manager]]:
-    """Every manager object of a user that this process holds and that is not over."""
+def managers(make_cluster: MakeCluster) -> Iterator[Callable[[UserKey], list[Manager]]]:
+    """Every manager object of a user that was made in this test, is held, and is not over."""
+    # What was there before is none of ours, and is not looked at again and again.
+    gc.freeze()
 
     def find(user: UserKey) -> list[Manager]:
         gc.collect()
@@ -89,4 +91,5 @@ def managers() -> Callable[[UserKey], list[Manager]]:
             if isinstance(thing, Manager) and thing.user == user and not thing.over
         ]
 
-    return find
+    yield find
+    gc.unfreeze()
