@@ -88,6 +88,7 @@ class AgentNode:
         self._host = ManagerHost(self._log, self._session, policy, instruments, self._tracing)
         self._agents = AgentLoop(self.catalog, self._host.verbs, instruments)
         self._host.run_on(self._agents)
+        self._host.passivate_after(settings.passivate_after_ms)
         self._servicer = AgentServicer(self._host, self._log, settings.cluster)
         add_AgentServiceServicer_to_server(self._servicer, server)
         self._server: grpc.aio.Server | None = server

@@ -23,5 +23,8 @@ class AgentSettings(ServiceSettings):
     capacity: int = setting(10_000, help="Managers that this node takes.", unit="managers")
     max_waiting_runs: int = setting(32, help="Runs of one user that may wait.", unit="runs")
     messages_per_minute: int = setting(600, help="Messages of one user.", unit="1/min")
+    passivate_after_ms: int = setting(
+        60_000, help="A manager that nobody needs for so long is put away.", unit="ms"
+    )
     drain_runs_ms: int = setting(2500, help="Time that open runs get at a stop.", unit="ms")
     drain_appends_ms: int = setting(1500, help="Time for the last appends at a stop.", unit="ms")

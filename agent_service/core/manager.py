@@ -153,6 +153,11 @@ class Manager:
     def open_runs(self) -> int:
         return len(self._state.active)
 
+    @property
+    def idle(self) -> bool:
+        """Nobody listens, nothing runs or waits, and the log has everything."""
+        return not (self._edges or self._state.runs or self._flight or self._held)
+
     def active_keys(self) -> tuple[RunKey, ...]:
         """The executions that this manager has started and not ended."""
         return tuple(self._key(run_id) for run_id in self._state.active.values())

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,6 +64,7 @@ _log = logging.getLogger(__name__)
 
 EdgeCommand = AttachEdge | DetachEdge | SubmitMessage | CancelRun | SubmitInput
 
+SWEEP_S = 0.5
 MOST_WAITING_COMMANDS = 256
 """Commands of one user that may wait for its manager; the edge repeats what is refused."""
 
@@ -102,6 +104,9 @@ class ManagerHost:
         self._tracing = tracing
         self._spans = HostSpans(tracing)
         self._runs: RunPort | None = None
+        # Managers that nobody needed when it was last looked at, longest first, and since when.
+        self._unneeded: OrderedDict[UserKey, tuple[_Live, int]] = OrderedDict()
+        self._sweep: asyncio.TimerHandle | None = None
         self._book: GrantBook | None = None
         self._live: dict[UserKey, _Live] = {}
         self._activations: dict[UserKey, _Activation] = {}
@@ -160,6 +165,7 @@ class ManagerHost:
         self._edges.pop(edge_id, None)
         for live in list(self._live.values()):
             self._handle(live, DetachEdge(edge_id))
+            self._note_unneeded(live)
 
     def command(self, user: UserKey, epoch: Epoch, command: EdgeCommand, trace: str) -> None:
         """A command of an edge, under the epoch that the edge believes in."""
@@ -168,6 +174,8 @@ class ManagerHost:
         live = self._live.get(user)
         if live is not None and epoch == live.manager.epoch:
             self._handle(live, command)
+            if isinstance(command, DetachEdge):
+                self._note_unneeded(live)
             return
         activation = self._activations.get(user)
         if activation is not None and epoch == activation.epoch:
@@ -210,6 +218,31 @@ class ManagerHost:
         """Somebody in this process tried to make a manager by hand; see `ConstructionWatch`."""
         self._count_refusal("direct_construction", None, Epoch(0), how)
 
+    def passivate_after(self, idle_ms: int) -> None:
+        """From now on, put managers away that nobody needed for `idle_ms`. Call once."""
+        loop = asyncio.get_running_loop()
+
+        def sweep() -> None:
+            self._put_away(boot_ms() - idle_ms)
+            self._sweep = loop.call_later(SWEEP_S, sweep)
+
+        sweep()
+
+    def _put_away(self, before_ms: int) -> None:
+        while self._unneeded:
+            user, (live, since_ms) = next(iter(self._unneeded.items()))
+            if since_ms > before_ms:
+                return
+            del self._unneeded[user]
+            if self._live.get(user) is live and live.manager.idle:
+                self._handle(live, Release("passivated"))
+
+    def _note_unneeded(self, live: _Live) -> None:
+        if live.manager.idle:
+            user = live.manager.user
+            self._unneeded.pop(user, None)
+            self._unneeded[user] = (live, boot_ms())
+
     async def drain(self, runs_s: float, appends_s: float) -> None:
         """Take no new manager; give runs `runs_s` to end, then release every manager."""
         self._draining = True
@@ -227,6 +260,8 @@ class ManagerHost:
 
     async def close(self) -> None:
         """Cancel what is being prepared. Safe to call twice."""
+        if self._sweep is not None:
+            self._sweep.cancel()
         tasks = [activation.task for activation in self._activations.values()]
         for live in self._live.values():
             tasks.extend(live.preparing.values())
@@ -250,6 +285,7 @@ class ManagerHost:
         if failure is None and live is not None:
             for command in activation.waiting:
                 self._handle(live, command)
+            self._note_unneeded(live)
             return
         reason, known = Reason.MANAGER_UNAVAILABLE, Epoch(0)
         match failure:
@@ -348,6 +384,7 @@ class ManagerHost:
             evidence = f"append {number} met fence {outcome.fence}"
             self._count_refusal("stale_append", manager.user, manager.epoch, evidence)
         self._handle(live, FinishAppend(number, outcome))
+        self._note_unneeded(live)
 
     def _deliver(self, live: _Live, effect: Deliver) -> None:
         for edge_id in effect.edges:
@@ -433,6 +470,7 @@ class ManagerHost:
         manager = live.manager
         if self._live.get(manager.user) is live:
             del self._live[manager.user]
+        self._unneeded.pop(manager.user, None)
         for key in live.preparing:
             live.preparing[key].cancel()
         if self._runs is not None:

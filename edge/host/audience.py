@@ -139,17 +139,20 @@ class Audience:
             self._attach(connection, head)
         self.handle(Occupied(self._arrival_trace("edge.connect")))
 
-    def enter(self) -> None:
+    def enter(self, traceparent: str = "") -> None:
         """Somebody without a connection needs the manager, until `exit`."""
         self._visitors += 1
-        self.handle(Occupied(self._arrival_trace("edge.visit")))
+        self.handle(Occupied(self._arrival_trace("edge.visit", traceparent)))
 
-    def _arrival_trace(self, name: str) -> str:
-        """A trace for what an arrival causes: finding, perhaps making, the manager."""
+    def _arrival_trace(self, name: str, traceparent: str = "") -> str:
+        """A trace for what an arrival causes: finding, perhaps making, the manager.
+
+        `traceparent` is that of who arrives, when it brought one.
+        """
         tracing = self._around.tracing
         if not tracing.enabled:
             return ""
-        return tracing.record(name, tracing.new_root(), time.time_ns(), {})
+        return tracing.record(name, traceparent or tracing.new_root(), time.time_ns(), {})
 
     def exit(self) -> None:
         self._visitors -= 1

@@ -244,7 +244,7 @@ class Hub:
             if not future.done():
                 future.set_result(outcome)
 
-        audience.enter()
+        audience.enter(traceparent)
         try:
             audience.command(traceparent, body, settle)
             async with asyncio.timeout(COMMAND_S):

@@ -11,6 +11,7 @@ from edge.server.answers import error_answer, json_answer, secure
 from edge.server.api import Api
 from edge.server.connect import Connect
 from edge.server.credentials import Doors
+from edge.server.runner import Runner
 from edge.server.takeover import TakenOver
 from steward.errors import Reason, StewardError
 from steward.telemetry.catalog import EdgeMetrics
@@ -130,7 +131,7 @@ def doors_for(
 
 def make_runner(app: web.Application) -> web.AppRunner:
     """A runner without access log; a client that sends no whole request is cut after `IDLE_S`."""
-    return web.AppRunner(
+    return Runner(
         app,
         access_log=None,
         handle_signals=False,

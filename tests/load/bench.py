@@ -56,7 +56,7 @@ class Bench:
 
     def __init__(self, folder: Path, rounds: int) -> None:
         self._folder = folder
-        self._rounds = rounds
+        self.rounds_wanted = rounds
         self._started = 0
         self.ready_s: list[float] = []
         self.stop_s: list[float] = []
@@ -89,7 +89,7 @@ class Bench:
 
     def rounds(self, name: str, **options: int) -> list[Numbers]:
         """A measurement, several times, each with users of its own."""
-        return [self.once(name, f"{name}{number}", **options) for number in range(self._rounds)]
+        return [self.once(name, f"{name}{number}", **options) for number in range(self.rounds_wanted)]
 
     def once(self, name: str, label: str, **options: int) -> Numbers:
         """One round of a measurement, in a process of its own."""
@@ -135,9 +135,9 @@ def latency(bench: Bench) -> Iterator[Row]:
 
 def failover(bench: Bench) -> Iterator[Row]:
     found = []
-    for numbers in range(len(bench.ready_s)):
+    for number in range(bench.rounds_wanted):
         bench.cluster.wait_healed()
-        found.append(bench.once("failover", f"failover{numbers}", users=FAILOVER_USERS))
+        found.append(bench.once("failover", f"failover{number}", users=FAILOVER_USERS))
     what = "node killed: until its users hear the next manager"
     yield Row(f"{what}, median user", "ms", _each(found, "median"))
     yield Row(f"{what}, last user", "ms", _each(found, "worst"))

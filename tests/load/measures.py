@@ -152,6 +152,10 @@ async def latency(load: Load, users: int, tabs: int, rate: int, seconds: int) ->
 async def failover(load: Load, users: int) -> Numbers:
     """Kill the node that has most of the users: ms until each hears its next manager."""
     sockets = await load.tabs(users)
+    for socket in sockets:
+        # A user without any event has no manager that could be missed.
+        load.send(socket, "hello", "echo")
+    await asyncio.gather(*(socket.until_runs_ended(1, RUN_S) for socket in sockets))
     holders = [socket.ready["manager"]["node_id"] for socket in sockets]
     victim = statistics.mode(holders)
     held = [socket for socket, node in zip(sockets, holders, strict=True) if node == victim]

@@ -47,7 +47,7 @@ class LoadSocket(asyncio.Protocol):
     def send(self, message_id: str, content: str, agent: str) -> None:
         """Send a user_message."""
         message = {"type": "user_message", "id": message_id, "content": content, "agent": agent}
-        self._transport.write(_masked(json.dumps(message).encode()))
+        self._transport.write(_masked(0x81, json.dumps(message).encode()))
 
     async def frame(self, kind: str, timeout_s: float = READY_S) -> dict[str, Any]:
         """The next frame of a type that is no event (`ready`, `accepted`)."""
@@ -122,6 +122,8 @@ class LoadSocket(asyncio.Protocol):
             opcode = data[at] & 15
             if opcode == 1:
                 self._text(data[begin:end_at])
+            elif opcode == 9:
+                self._transport.write(_masked(0x8A, data[begin:end_at]))
             elif opcode == 8:
                 code = int.from_bytes(data[begin : begin + 2], "big")
                 self._break(StreamBroken(f"{self.user} was closed with {code}"))
@@ -191,9 +193,9 @@ async def connect(address: str, user: str, token: str) -> LoadSocket:
     return socket
 
 
-def _masked(payload: bytes) -> bytes:
-    """A client's text frame with a mask of zeros, which is one."""
+def _masked(first: int, payload: bytes) -> bytes:
+    """A client's frame with a mask of zeros, which is one."""
     size = len(payload)
     if size < 126:
-        return bytes((0x81, 0x80 | size)) + b"\0\0\0\0" + payload
-    return b"\x81\xfe" + size.to_bytes(2, "big") + b"\0\0\0\0" + payload
+        return bytes((first, 0x80 | size)) + b"\0\0\0\0" + payload
+    return bytes((first, 0xFE)) + size.to_bytes(2, "big") + b"\0\0\0\0" + payload

@@ -47,6 +47,23 @@ async def test_a_handshake_without_a_good_credential_is_401(edge: Any) -> None:
     )
 
 
+async def test_a_request_that_cannot_be_read_is_400_in_json_and_not_quoted(
+    edge: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    head = f"GET /v1/threads HTTP/1.1\r\nHost: {edge.host}\r\n"
+    secret = "topsecret" * 2000
+    for broken in (f"{head}Authorization: Bearer {secret}\r\n\r\n", f"NO{secret}\r\n\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.service.port)
+        writer.write(broken.encode())
+        answer = (await asyncio.wait_for(reader.read(), 5)).decode()
+        writer.close()
+        fields, _, body = answer.partition("\r\n\r\n")
+        assert fields.startswith("HTTP/1.1 400 ")
+        assert json.loads(body)["reason"] == "PROTOCOL_VIOLATION"
+        assert "topsecret" not in answer + caplog.text
+
+
 async def test_a_handshake_that_is_none_is_400(edge: Any) -> None:
     good = edge.bearer()
     for broken in (

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
-from agent_service.core.commands import AttachEdge, CancelRun, SubmitMessage
+from agent_service.core.commands import AttachEdge, CancelRun, DetachEdge, SubmitMessage
 from agent_service.core.effects import AnswerAccepted, AnswerAttached, AnswerRefused, Deliver
 from agent_service.core.journal import Append, AppendOutcome
 from agent_service.core.policy import AgentPolicy, ManagerPolicy
@@ -309,6 +309,46 @@ async def test_a_stop_lets_runs_end_and_gives_every_placement_back(node: Node) -
     assert (ALICE, 7, "stopped") in node.registry.released
     node.attach(7)
     await until(lambda: bool(node.edge.of(AnswerRefused)), "refused while draining")
+
+
+@pytest.mark.asyncio
+async def test_a_manager_that_nobody_needs_is_put_away_and_comes_back_under_a_new_epoch(
+    node: Node,
+) -> None:
+    node.host.passivate_after(100)
+    node.place(7)
+    node.attach(7)
+    await until(lambda: bool(node.edge.of(AnswerAttached)), "attached")
+    node.send(7, "m1", "one")
+    await until(lambda: "agent_completed" in node.edge.types(), "completed")
+    await asyncio.sleep(0.8)
+    assert node.host.managers == 1, "somebody is attached"
+    node.host.command(ALICE, Epoch(7), DetachEdge(node.edge.edge_id), TRACE)
+    await until(lambda: node.host.managers == 0, "put away")
+    assert node.registry.released == [(ALICE, 7, "passivated")]
+    node.place(8)
+    node.attach(8)
+    await until(lambda: len(node.edge.of(AnswerAttached)) == 2, "attached again")
+    node.send(8, "m2", "two")
+    await until(lambda: node.edge.types().count("agent_completed") == 2, "completed again")
+    assert "manager_moved" not in node.edge.types()
+
+
+@pytest.mark.asyncio
+async def test_a_run_without_anybody_attached_keeps_its_manager(node: Node) -> None:
+    node.host.passivate_after(100)
+    node.place(7)
+    node.attach(7)
+    await until(lambda: bool(node.edge.of(AnswerAttached)), "attached")
+    node.send(7, "m1", "x", "block")
+    await until(lambda: "agent_started" in node.edge.types(), "it runs")
+    node.host.edge_closed(node.edge.edge_id)
+    await until(lambda: node.host.managers == 0, "put away after the run", 10)
+    node.host.edge_opened(node.edge)
+    node.place(8)
+    node.attach(8)
+    await until(lambda: len(node.edge.of(AnswerAttached)) == 2, "attached again")
+    assert node.edge.of(AnswerAttached)[1].sequence == 4, "the run ended before"
 
 
 class BrokenLog(MemoryLog):

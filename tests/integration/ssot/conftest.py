@@ -30,11 +30,11 @@ async def golden(run):
 
 
 async def count(run):
-    """Says a number every 20 ms."""
+    """Says a number every 20 ms, or every 100 ms when asked to do it slowly."""
     await run.think("counting")
     for number in range(25):
         await run.say(f"{run.input.text}:{number} ")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1 if run.input.text.endswith("slowly") else 0.02)
 
 
 async def fail(run):

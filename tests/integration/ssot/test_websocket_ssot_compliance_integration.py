@@ -5,6 +5,8 @@ checked with the rules of the protocol, byte by byte where two of them must agre
 """
 
 import asyncio
+import hashlib
+import hmac
 import json
 import os
 import re
@@ -180,7 +182,7 @@ async def test_websocket_event_delivery_consistency_integration(
         user: [await open_tab(http, url, token(user)) for url in cluster.urls] for user in users
     }
     for user in users:
-        await tabs[user][0].send("m1", f"marker-{user}", agent="count")
+        await tabs[user][0].send("m1", f"marker-{user} slowly", agent="count")
     for user in users:
         for tab in tabs[user]:
             await tab.until("agent_text", ANSWER_S)
@@ -252,7 +254,7 @@ async def test_multi_user_concurrent_session_isolation_integration(
 
     async def a_node_dies_and_comes_back() -> None:
         await eventually(lambda: opened[0].events, "the first runs", 30)
-        pid = await asyncio.to_thread(cluster.kill, victim)
+        pid = cluster.kill(victim)  # Not in a thread: while the first user's agent runs.
         await eventually(lambda: cluster.processes[victim]["pid"] != pid, "it is back", 30)
 
     await asyncio.gather(a_node_dies_and_comes_back(), *(talk(user) for user in users))
@@ -320,9 +322,6 @@ def forged(kind: str, key: Ed25519PrivateKey) -> str:
         case "public key as a secret":
             head = jwt.utils.base64url_encode(b'{"alg":"HS256","typ":"JWT"}')
             body = head + b"." + jwt.utils.base64url_encode(json.dumps(claims()).encode())
-            import hashlib
-            import hmac
-
             signature = hmac.digest(public, body, hashlib.sha256)
             return (body + b"." + jwt.utils.base64url_encode(signature)).decode()
         case "wrong key":
@@ -427,11 +426,11 @@ async def test_websocket_manager_auth_service_integration_of_revocation(
     old = token("ida")
     tabs = [await open_tab(http, url, old) for url in cluster.urls]
     bystander = await open_tab(http, cluster.url, token("jan"))
+    began = time.monotonic()
     async with make_channel(cluster.processes["auth"]["grpc"]) as channel:
         stub = auth_service_pb2_grpc.AuthServiceStub(channel)
         request = auth_service_pb2.RevokeUserRequest(user=user_key("ida"))
         await stub.RevokeUser(request, metadata=metadata(Role.OPERATOR), timeout=ANSWER_S)
-    began = time.monotonic()
     assert [await tab.until_closed(ANSWER_S) for tab in tabs] == [4503, 4503]
     print(f"revocation closed both sockets within {(time.monotonic() - began) * 1000:.0f} ms")
     for url in cluster.urls:
@@ -509,12 +508,13 @@ async def test_websocket_manager_database_service_integration(
     holder = tab.ready["manager"]["node_id"]
     for process_id in (holder, "registry", "log"):
         await asyncio.to_thread(cluster.kill, process_id)
-        await asyncio.to_thread(cluster.wait_healed)
-        again = await open_tab(http, cluster.urls[1], token("lena"), after=0)
-        await again.until_sequence(len(shown), ANSWER_S)
-        assert again.texts[: len(shown)] == shown, process_id
-        assert again.ready["stream_id"] == tab.ready["stream_id"]
-        await again.close()
+    await asyncio.to_thread(cluster.wait_healed)
+    again = await open_tab(http, cluster.urls[1], token("lena"), after=0)
+    await again.until_sequence(len(shown), ANSWER_S)
+    assert again.texts[: len(shown)] == shown
+    assert again.ready["stream_id"] == tab.ready["stream_id"]
+    assert again.ready["manager"]["epoch"] > tab.ready["manager"]["epoch"]
+    await again.close()
     assert (await stored(cluster, "lena", metadata))[: len(shown)] == shown
 
     # And it goes on: the same id is still known, another one is a new run.

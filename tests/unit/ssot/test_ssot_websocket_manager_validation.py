@@ -34,9 +34,10 @@ from agent_service.core.journal import Sealed
 from agent_service.core.manager import Manager
 from agent_service.core.policy import AgentPolicy, ManagerPolicy
 from agent_service.log.port import ReadRange
+from registry_service.core.config import RegistryConfig
 from registry_service.server import ALLOWED, RegistryServicer
 from steward.cli.main import run_command
-from steward.errors import Reason
+from steward.errors import Reason, StewardError
 from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, Sequence, StreamId, UserKey
 from steward.model.placement import Placement
 from steward.model.verbs import EventType
@@ -73,7 +74,8 @@ async def test_singleton_pattern_enforcement_per_user(
     make_cluster: MakeCluster, managers: FindManagers
 ) -> None:
     """However many ask at once, from edges and nodes, a user has one (node, epoch), one object."""
-    cluster: InProcessCluster = await make_cluster(nodes=3)
+    quick = RegistryConfig(ttl_ms=600_000, resolve_wait_ms=200)
+    cluster: InProcessCluster = await make_cluster(nodes=3, config=quick)
     edges = [cluster.edge(f"edge-{i}") for i in range(4)]
 
     placements = await asyncio.gather(*(cluster.resolve(ALICE) for _ in range(100)))
@@ -88,6 +90,12 @@ async def test_singleton_pattern_enforcement_per_user(
     assert len({a.answer.stream_id for a in attached}) == 1
     assert [manager.epoch for manager in managers(ALICE)] == [placements[0].epoch]
     assert [node.host.managers for node in cluster.nodes.values() if node is not holder] == [0, 0]
+
+    # Whoever does not believe it can't get another while its node lives: the store says so.
+    with pytest.raises(StewardError) as refused:
+        await cluster.resolve(ALICE, Epoch(placements[0].epoch + 1))
+    assert refused.value.reason is Reason.MANAGER_UNAVAILABLE
+    assert await cluster.resolve(ALICE) == placements[0]
     assert len(await cluster.ledger("place", ALICE)) == 1
 
     await edges[0].attach(BOB)
