@@ -232,12 +232,18 @@ def _plan(
 
 
 def _part(only: dict[Dimension, list[str]], text: str) -> Dimension | None:
-    """The dimension whose share is asked for: that of "from West", else the first one named."""
+    """The dimension whose share is asked for.
+
+    That of "from West"; else the first one named, but for that of "share of tents", the whole.
+    """
     source = re.search(r"\bfrom (?:the )?([a-z]+)", text)
     if source is not None and source[1] in ENTITIES:
         return ENTITIES[source[1]][0]
-    names = list(only)
-    return next((name for name in names if name != "month"), names[0] if names else None)
+    names: list[Dimension] = [name for name in only if name != "month"] or list(only)
+    of = re.search(rf"\b(?:{'|'.join(sorted(SHARE))}) of (?:all |the )*([a-z]+)", text)
+    if of is not None and of[1] in ENTITIES and len(names) > 1:
+        names.remove(ENTITIES[of[1]][0])
+    return names[0] if names else None
 
 
 def _add(only: dict[Dimension, list[str]], dimension: Dimension, values: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ manager numbers its own events. At most one append of a user is in flight.
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from steward.model.keys import Epoch, Sequence, StreamId, UserKey
 
@@ -21,9 +22,10 @@ class RecordKind(IntEnum):
     CALL = 6
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
+class StoredEvent(NamedTuple):
     """One event: the exact text of the WebSocket message, and the thread it is listed under.
+
+    A tuple, as several are made per event on its way, and quickly.
 
     `conversation` marks those that make up a thread's history (user_message, agent_completed).
     """

@@ -62,8 +62,8 @@ def make_app(
     app = web.Application(middlewares=[guard], client_max_size=max_body_bytes)
     app.add_routes(
         [
-            web.get("/v1/connect", connect.websocket),
-            web.get("/v1/events", connect.events),
+            web.get("/v1/connect", connect.websocket, allow_head=False),
+            web.get("/v1/events", connect.events, allow_head=False),
             *Api(hub).routes(),
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
@@ -84,7 +84,8 @@ async def _guarded(
         if request.path not in _HEALTH:
             if not doors.admits_host(request.headers.get(hdrs.HOST)):
                 raise StewardError(Reason.PERMISSION_DENIED, "this edge has another name")
-            if not doors.admits_origin(request.headers.get(hdrs.ORIGIN)):
+            origins = request.headers.getall(hdrs.ORIGIN, ())
+            if not all(map(doors.admits_origin, origins)):
                 raise StewardError(Reason.PERMISSION_DENIED, "pages of this origin may not come in")
             if hub.draining and request.path.startswith("/v1/"):
                 raise hub.stopping()
@@ -130,11 +131,15 @@ def doors_for(
 
 
 def make_runner(app: web.Application) -> web.AppRunner:
-    """A runner without access log; a client that sends no whole request is cut after `IDLE_S`."""
+    """A runner without access log; a client that sends no whole request is cut after `IDLE_S`.
+
+    Bodies are taken as they come: nothing unpacks what a stranger has packed.
+    """
     return Runner(
         app,
         access_log=None,
         handle_signals=False,
         keepalive_timeout=IDLE_S,
         shutdown_timeout=0.5,
+        auto_decompress=False,
     )

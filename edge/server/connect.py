@@ -160,6 +160,10 @@ def one(request: web.Request, name: str) -> str | None:
 
 
 def _query(request: web.Request) -> tuple[ResumePoint, str]:
+    """Where to begin, and the client's id. Raises StewardError(PROTOCOL_VIOLATION)."""
+    if request.body_exists:
+        # Its bytes could not be told from frames once the transport has changed hands.
+        raise StewardError(Reason.PROTOCOL_VIOLATION, "this request has no body")
     point = parse_resume(one(request, "after"), one(request, "stream"))
     client_id = one(request, "client")
     if client_id is not None and not is_id(client_id):

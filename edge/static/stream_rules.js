@@ -101,6 +101,8 @@ export class StreamRules {
   #runs = new Map();
   /** Thread to the ids of its running runs, sub-agents left out. */
   #active = new Map();
+  /** A start inside of another run, which is right if the next event cancels it. */
+  #nested = null;
 
   /** @param {Iterable<string>} [interleaving] runs that were admitted under `parallel` or `steer` */
   constructor(interleaving = []) {
@@ -113,9 +115,9 @@ export class StreamRules {
     const at = event.sequence;
     if (!this.#checkPosition(event, at)) return;
     this.#checkFields(event, at);
-    if (isText(event.type) && isText(event.run_id)) {
-      this.#checkOrder(event, at, isObject(event.data) ? event.data : {});
-    }
+    const data = isObject(event.data) ? event.data : {};
+    this.#judgeNested(event, data);
+    if (isText(event.type) && isText(event.run_id)) this.#checkOrder(event, at, data);
   }
 
   /** All findings; with `complete` a run that is still open is one too. */
@@ -226,8 +228,16 @@ export class StreamRules {
       return;
     }
     const allowed = [run.id, ...active].some((id) => this.#interleaving.has(id));
-    if (active.size > 0 && !allowed) this.#find("interleaved", at, "another run of this thread is running");
+    if (active.size > 0 && !allowed) this.#nested = { at, runId: run.id };
     active.add(run.id);
+  }
+
+  #judgeNested({ type, run_id: runId }, { outcome }) {
+    const nested = this.#nested;
+    this.#nested = null;
+    if (nested === null) return;
+    if (type === "agent_completed" && outcome === "cancelled" && runId === nested.runId) return;
+    this.#find("interleaved", nested.at, "another run of this thread is running");
   }
 
   #checkEnd(at, run, { outcome }) {

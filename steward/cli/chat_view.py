@@ -52,7 +52,8 @@ class RunView:
     def __init__(self, file: TextIO) -> None:
         self._console = Console(file=file, highlight=False, soft_wrap=True)
         self._inline = ""  # What the last line is being continued with: a style, or nothing.
-        self._said = False
+        self._said = ""
+        self._message = ("", "")  # The last message: its id, and its text so far.
 
     def show(self, event: Event) -> None:
         """Show one event; those without a form of their own are left out."""
@@ -69,8 +70,7 @@ class RunView:
             case "tool_completed":
                 self._tool_end(data)
             case "agent_text":
-                self._said = True
-                self._stream(str(data.get("delta", "")), "bold")
+                self._say(str(data.get("message_id", "")), str(data.get("delta", "")))
             case "progress":
                 share = data.get("fraction")
                 percent = f"{share:.0%} " if isinstance(share, int | float) else ""
@@ -119,10 +119,20 @@ class RunView:
         else:
             self._line("failed", f"{_error(data.get('error'))}  ({took})", "red")
 
+    def _say(self, message_id: str, delta: str) -> None:
+        before = self._message[1] if message_id == self._message[0] else ""
+        self._message = (message_id, before + delta)
+        self._said += delta
+        self._stream(delta, "bold")
+
     def _end(self, data: Mapping[str, Any]) -> None:
         response = str(data.get("response", ""))
-        if response and not self._said:
-            self._stream(response, "bold")
+        # What an agent returns may repeat what it said, continue it, or be another text.
+        if response.strip() not in ("", self._said.strip(), self._message[1].strip()):
+            if not response.startswith(self._said):
+                self._break()
+                self._said = ""
+            self._stream(response.removeprefix(self._said), "bold")
         self._break()
         if "result" in data:
             self._line("result", short(data["result"]), "green")

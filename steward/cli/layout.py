@@ -5,6 +5,7 @@ ids go on each command line, so the environment can't send a process elsewhere; 
 that is set there (`STEWARD_AGENT_OPS_PORT=9080`) is used, plus i for the i-th of its role.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Mapping
@@ -81,9 +82,9 @@ def _check(plan: ClusterPlan) -> None:
         if not 1 <= count <= MOST_OF_A_ROLE:
             raise LayoutError(f"--{name} {count}: 1 to {MOST_OF_A_ROLE} are possible")
     for entrypoint in plan.entrypoints:
-        if ":" not in entrypoint or "," in entrypoint:
+        if ":" not in entrypoint or "," in entrypoint or not entrypoint.isprintable():
             raise LayoutError(
-                f"--agent {entrypoint}: write FILE.py:NAME or MODULE:NAME, without commas"
+                f"--agent {entrypoint!r}: write FILE.py:NAME or MODULE:NAME, without commas"
             )
 
 
@@ -152,5 +153,10 @@ def _port(address: str) -> str:
 
 
 def data_path(text: str) -> Path:
-    """The type of a `--data` option: absolute, so that it means the same in every process."""
+    """The type of a `--data` option: absolute, so that it means the same in every process.
+
+    An empty one, as an unset variable makes it, is refused: it would be the working directory.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the directory is empty")
     return Path(text).absolute()

@@ -171,7 +171,7 @@ class _Cluster:
 
     async def _shut_down(self) -> None:
         self._screen.close()
-        if not self._at_once:
+        if self._stopping.is_set() and not self._at_once:
             self._screen.say("stopping; Ctrl-C again stops at once")
         killed = await self._supervisor.stop()
         for report in self._reports:

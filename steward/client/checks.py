@@ -185,6 +185,8 @@ class StreamChecker:
         self._from_start = True
         self._runs: dict[str, _Run] = {}
         self._active: dict[str, dict[str, None]] = {}
+        # A start inside of another run, which is right if the next event cancels it.
+        self._nested: Finding | None = None
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Check the next event as the client got it."""
@@ -194,10 +196,11 @@ class StreamChecker:
         if not self._position(event, at):
             return
         self._fields(event, at)
-        kind, run_id = event.get("type"), event.get("run_id")
+        kind, run_id, data = event.get("type"), event.get("run_id"), event.get("data")
+        data = data if isinstance(data, dict) else {}
+        self._judge_nested(kind, run_id, data)
         if isinstance(kind, str) and isinstance(run_id, str):
-            data = event.get("data")
-            self._order(event, at, kind, run_id, data if isinstance(data, dict) else {})
+            self._order(event, at, kind, run_id, data)
 
     def end(self, *, complete: bool = True) -> list[Finding]:
         """All findings. With `complete`, a run that is still open is one as well."""
@@ -305,9 +308,16 @@ class StreamChecker:
             if self._from_start and (known is None or not known.started or known.ended):
                 self._find("interleaved", at, f"its parent {parent} is not running", run_id)
         elif active and run_id not in self._interleaving and not self._interleaving & set(active):
-            self._find("interleaved", at, f"{', '.join(active)} runs in this thread", run_id)
+            text = f"{', '.join(active)} runs in this thread"
+            self._nested = Finding("interleaved", at, text, run_id)
         if parent is None:
             active[run_id] = None
+
+    def _judge_nested(self, kind: object, run_id: object, data: Mapping[str, Any]) -> None:
+        nested, self._nested = self._nested, None
+        ends = kind == _E.AGENT_COMPLETED and data.get("outcome") == Outcome.CANCELLED
+        if nested is not None and not (ends and run_id == nested.run_id):
+            self.findings.append(nested)
 
     def _complete(self, at: int, run_id: str, run: _Run, data: dict[str, Any]) -> None:
         if not run.started and not run.ended:

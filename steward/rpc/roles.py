@@ -7,6 +7,7 @@ as well. It guards against strangers on the machine's ports, not against somebod
 can read the key. Mutual TLS will replace it.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ AUDIENCE = "steward-control"
 ALGORITHM = "EdDSA"
 LIFETIME_S = 300
 MOST_CACHED = 1024
+FIRST_MESSAGE_S = 1.0
+"""How long a refused stream is waited for to say its first message."""
 
 
 class Role(StrEnum):
@@ -136,7 +139,13 @@ def _refuser(
     async def refuse(_: object, context: Any) -> Any:
         await abort(context, error)
 
-    async def refuse_stream(_: object, context: Any) -> Any:
+    async def refuse_stream(requests: Any, context: Any) -> Any:
+        # A client whose first write meets a call that has ended sees that, and not why.
+        if handler is not None and handler.request_streaming:
+            try:
+                await asyncio.wait_for(anext(aiter(requests)), FIRST_MESSAGE_S)
+            except (TimeoutError, StopAsyncIteration):
+                pass
         await abort(context, error)
         yield  # pragma: no cover: makes this an async generator
 

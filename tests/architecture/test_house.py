@@ -106,3 +106,37 @@ def test_no_inheritance_from_our_own_classes_is_deeper_than_one(modules: Modules
         return 1 + max(map(depth, bases)) if bases else 0
 
     assert [name for name in parents if depth(name) > 1] == []
+
+
+def test_every_link_of_the_documentation_leads_somewhere(root: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    pages = [root / name for name in listed.splitlines() if (root / name).is_file()]
+    links = [
+        (page, target)
+        for page in pages
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text())
+        if "://" not in target
+    ]
+    assert links
+    dead = [
+        f"{page.relative_to(root)}: {to}" for page, to in links if not (page.parent / to).exists()
+    ]
+    assert dead == []
+
+
+def test_every_make_target_of_the_documentation_exists(root: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").rglob("*.md")]
+    named = {
+        (str(page.relative_to(root)), target)
+        for page in pages
+        for target in re.findall(r"(?:`|^|&& )make ([a-z-]+)", page.read_text(), re.MULTILINE)
+    }
+    assert named
+    assert sorted(f"{page}: make {target}" for page, target in named if target not in targets) == []

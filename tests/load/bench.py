@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from steward.testing.local_cluster import LocalCluster
-from tests.load.machine import facts
+from tests.load import machine
 from tests.load.measures import Numbers, measure
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->
 AGENTS = [f"--agent={HERE / 'agents.py'}:{name}" for name in ("echo", "burst", "paced")]
 
 MESSAGES = 200
-USERS, TABS, EVENTS = 50, 2, 400
+USERS, TABS, EVENTS = 50, 2, 1500
 ALONE_EVENTS = 4000
 RATE, RATE_S = 1000, 4
 CONNECTIONS = 1000
@@ -89,7 +89,9 @@ class Bench:
 
     def rounds(self, name: str, **options: int) -> list[Numbers]:
         """A measurement, several times, each with users of its own."""
-        return [self.once(name, f"{name}{number}", **options) for number in range(self.rounds_wanted)]
+        return [
+            self.once(name, f"{name}{number}", **options) for number in range(self.rounds_wanted)
+        ]
 
     def once(self, name: str, label: str, **options: int) -> Numbers:
         """One round of a measurement, in a process of its own."""
@@ -112,7 +114,7 @@ def idle(bench: Bench) -> Iterator[Row]:
 
 
 def throughput(bench: Bench) -> Iterator[Row]:
-    bench.once("throughput", "warm", users=USERS, tabs=TABS, events=EVENTS // 2)
+    bench.once("throughput", "warm", users=USERS, tabs=TABS, events=EVENTS // 5)
     found = bench.rounds("throughput", users=USERS, tabs=TABS, events=EVENTS)
     what = f"{USERS} users, {TABS} tabs each"
     yield Row(f"most durable events, {what}", "/s", _each(found, "rate"))
@@ -150,6 +152,9 @@ def memory(bench: Bench) -> Iterator[Row]:
     for name in _processes(found[0], "kib_node"):
         yield Row(f"{what}: {name} (half of the users)", "KiB", _each(found, f"kib_{name}"))
     yield Row(f"{what}: connects to `ready`", "/s", _each(found, "connects"))
+    names = [name for name in _processes(found[0], "cpu_") if name != "client"]
+    each = [sum(found[0][f"cpu_{name}"] for name in names) / 1000]
+    yield Row(f"{what}: CPU per connect, whole cluster", "ms", each)
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
@@ -167,6 +172,7 @@ def main() -> None:
     if options.write and options.only:
         parser.error("--write needs all measurements")
     began = time.monotonic()
+    where = f"{machine.facts()}, load before the start {machine.load():.1f}"
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="steward-bench-") as folder:
         _say("starting a cluster")
@@ -184,9 +190,9 @@ def main() -> None:
         rows.insert(0, Row("`steward up` to ready", "s", bench.ready_s))
         rows.insert(1, Row("Ctrl-C to its end", "s", bench.stop_s))
     _say(f"{time.monotonic() - began:.0f} s in all\n")
-    print(_text(rows))
+    print(_text(where, rows))
     if options.write:
-        _write(rows)
+        _write(where, rows)
 
 
 def _each(found: Sequence[Numbers], name: str) -> list[float]:
@@ -218,20 +224,20 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _text(rows: Sequence[Row]) -> str:
+def _text(where: str, rows: Sequence[Row]) -> str:
     cells = [row.cells() for row in rows]
     widths = [max(len(cell[column]) for cell in cells) for column in range(2)]
     lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}   {c}".rstrip() for a, b, c in cells]
-    return "\n".join((facts(), "", *lines))
+    return "\n".join((where, "", *lines))
 
 
-def _write(rows: Sequence[Row]) -> None:
+def _write(where: str, rows: Sequence[Row]) -> None:
     """Replace the figures of the page; the prose around them stays."""
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN)
     _, _, behind = rest.partition(END)
     lines = [
-        f"`make bench ARGS=--write`, {facts()}.",
+        f"`make bench ARGS=--write`: {where}.",
         "",
         "| what | median | least to greatest |",
         "|---|---:|---|",

@@ -42,3 +42,8 @@ def facts() -> str:
     kernel = ".".join(platform.release().split("-")[0].split(".")[:2])
     python = platform.python_version()
     return f"{os.cpu_count()} CPUs{model}, Linux {kernel}, Python {python}"
+
+
+def load() -> float:
+    """How many processes wanted a CPU in the last minute, on average: what else goes on here."""
+    return os.getloadavg()[0]

@@ -33,6 +33,8 @@ def steward(*words: str, **environ: str) -> "subprocess.CompletedProcess[str]":
         ("token",),
         ("up", "--agents", "many"),
         ("up", "--colour", "blue"),
+        ("up", "--data", ""),
+        ("up", "--agent", "no\nline.py:answer"),
         ("config", "everything"),
     ],
 )

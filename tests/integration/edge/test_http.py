@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from multidict import CIMultiDict
 
 from steward.model.keys import UserKey
 
@@ -59,7 +60,7 @@ async def test_a_request_that_cannot_be_read_is_400_in_json_and_not_quoted(
         answer = (await asyncio.wait_for(reader.read(), 5)).decode()
         writer.close()
         fields, _, body = answer.partition("\r\n\r\n")
-        assert fields.startswith("HTTP/1.1 400 ")
+        assert fields.split()[1] == "400"
         assert json.loads(body)["reason"] == "PROTOCOL_VIOLATION"
         assert "topsecret" not in answer + caplog.text
 
@@ -78,6 +79,37 @@ async def test_a_handshake_that_is_none_is_400(edge: Any) -> None:
     assert await refusal(edge, alone) == (400, "PROTOCOL_VIOLATION")
 
 
+async def test_a_handshake_is_a_get_without_a_body(edge: Any) -> None:
+    for path in ("/v1/connect", "/v1/events"):
+        headers = {**UPGRADE, **edge.bearer()}
+        async with edge.http.head(edge.url + path, headers=headers) as answer:
+            assert answer.status == 405
+        async with edge.http.get(edge.url + path, headers=headers, data=b"body") as answer:
+            assert answer.status == 400
+            assert (await answer.json())["reason"] == "PROTOCOL_VIOLATION"
+
+
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        ("Content-Encoding: gzip\r\nContent-Length: 2", b"{}"),
+        ("Transfer-Encoding: chunked", b"not a chunk\r\n"),
+    ],
+)
+async def test_a_body_that_cannot_be_read_is_400_and_not_an_error_of_the_edge(
+    edge: Any, caplog: pytest.LogCaptureFixture, header: str, body: bytes
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge.service.port)
+    bearer = edge.bearer()["Authorization"]
+    head = f"POST /v1/messages HTTP/1.1\r\nHost: {edge.host}\r\nAuthorization: {bearer}\r\n{header}"
+    writer.write(head.encode() + b"\r\n\r\n" + body)
+    answer = await asyncio.wait_for(reader.readuntil(b"}"), 5)
+    writer.close()
+    assert answer.split()[1] == b"400"
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "PROTOCOL_VIOLATION"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_malformed_queries_of_the_vectors_are_400(edge: Any) -> None:
     for case in RESUME:
         path = f"/v1/connect?{case['query']}"
@@ -91,6 +123,9 @@ async def test_foreign_origins_and_names_are_403(edge: Any) -> None:
         assert await refusal(edge, {**edge.bearer(), **headers}) == (403, "PERMISSION_DENIED")
         async with edge.http.get(f"{edge.url}/v1/threads", headers=headers) as answer:
             assert answer.status == 403
+    both = CIMultiDict([*edge.bearer().items(), ("Origin", edge.url), ("Origin", "http://evil")])
+    async with edge.http.get(f"{edge.url}/v1/threads", headers=both) as answer:
+        assert answer.status == 403
     for origin in (edge.url, f"http://localhost:{edge.service.port}"):
         async with edge.socket(origin=origin) as client:
             assert client.ready["resume"] == "new"

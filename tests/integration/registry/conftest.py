@@ -288,10 +288,17 @@ class EdgeClient(Client):
                 resolve=resolve_request(*users, min_epoch=min_epoch, request_id=self.requests)
             )
         )
-        resolved = await self.open.expect("resolved")
-        assert resolved.request_id == self.requests
-        assert [result.user.user_id for result in resolved.results] == list(users)
-        return list(resolved.results)
+        results: dict[int, Any] = {}
+        more = True
+        while more:
+            resolved = await self.open.expect("resolved")
+            assert resolved.request_id == self.requests
+            indexes = resolved.indexes or range(len(users))
+            results.update(zip(indexes, resolved.results, strict=True))
+            more = resolved.more
+        ordered = [results[index] for index in range(len(users))]
+        assert [result.user.user_id for result in ordered] == list(users)
+        return ordered
 
 
 def resolve_request(

@@ -189,6 +189,7 @@ async def test_websocket_event_delivery_consistency_integration(
     for user in users:
         first, dropped = tabs[user]
         dropped.drop()
+        await first.until_sequence(dropped.sequence + 2, ANSWER_S)  # It has missed something.
         tabs[user] = [first, await resume_tab(http, cluster.urls[0], token(user), dropped)]
         assert tabs[user][1].ready["resume"] == "resumed"
     killed = tabs[users[0]][0].ready["manager"]["node_id"]

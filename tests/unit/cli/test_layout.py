@@ -9,6 +9,7 @@ from steward.cli.datadir import DataDirectory
 from steward.cli.layout import ClusterPlan, LayoutError, lay_out
 from steward.cli.ports import PortReservations
 from steward.cli.supervisor import ProcessSpec
+from steward.testing.local_cluster import free_ports
 
 LayOut = Callable[..., tuple[ProcessSpec, ...]]
 
@@ -16,8 +17,7 @@ LayOut = Callable[..., tuple[ProcessSpec, ...]]
 @pytest.fixture
 def plan(tmp_path: Path) -> Iterator[LayOut]:
     ports = PortReservations()
-    free = ports.reserve()
-    ports.close()
+    free = free_ports(2)
 
     def make(
         environ: Mapping[str, str] | None = None, **options: object
