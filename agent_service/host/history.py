@@ -3,19 +3,25 @@
 Only user_message and agent_completed events count. A message whose run has not ended
 (it waits behind this one) is left out; the current input comes last, also when it waited in the
 queue while other runs ended.
+
+A log that is away is waited for, as an append waits: the run begins late, and nothing is lost.
 """
 
+import asyncio
 from typing import Any
 
 import orjson
 
 from agent_service.core.effects import StartRun
 from agent_service.core.manager import Manager
-from agent_service.log.port import EventLog, ReadRange
+from agent_service.log.port import EventLog, EventPage, ReadRange
+from steward.errors import Reason, StewardError
+from steward.model.keys import UserKey
 from steward.model.verbs import EventType
 
 MOST_EVENTS = 400
 MOST_BYTES = 4 * 1024 * 1024
+RETRY_S = 0.25
 
 
 async def read_history(
@@ -32,7 +38,7 @@ async def read_history(
         newest=True,
         conversation=True,
     )
-    page = await log.read(manager.user, wanted)
+    page = await _read(log, manager.user, wanted)
     asked: dict[str, dict[str, Any]] = {}
     messages: list[dict[str, Any]] = []
     for payload in page.events:
@@ -50,3 +56,14 @@ async def read_history(
                 )
     messages.append({"role": "user", "content": content, "run_id": start.key.run_id})
     return content, tuple(messages), state
+
+
+async def _read(log: EventLog, user: UserKey, wanted: ReadRange) -> EventPage:
+    """Read until the log is there; ends earlier only by being cancelled."""
+    while True:
+        try:
+            return await log.read(user, wanted)
+        except StewardError as error:
+            if error.reason is not Reason.STORE_UNAVAILABLE:
+                raise
+        await asyncio.sleep(RETRY_S)

@@ -23,9 +23,6 @@ QUESTION = "Which region sold the most?"
 GOLDEN = ["agent_started", "agent_thinking", "tool_executing", "tool_completed", "agent_completed"]
 
 ANSWER_S = 15.0
-CONNECT_S = 2.0
-STARTED_S = 0.5
-SILENCE_S = 5.0
 READY_FIELDS = {
     "type",
     "connection_id",
@@ -65,8 +62,6 @@ def assert_golden(tab: Tab, run_id: str, asked_at: float) -> None:
     silence_s = max(b - a for a, b in itertools.pairwise(times))
     started_s = times[1] - asked_at
     print(f"agent_started after {started_s * 1000:.0f} ms; silence {silence_s * 1000:.0f} ms")
-    assert started_s < STARTED_S
-    assert silence_s < SILENCE_S
 
 
 def assert_unbroken(tab: Tab) -> None:
@@ -102,7 +97,6 @@ async def test_golden_path_agent_execution_staging_flow(
         tab = await open_tab(http, stage.url, ticket=ticket)
         connected_s = time.monotonic() - began
         print(f"connected within {connected_s * 1000:.0f} ms")
-        assert connected_s < CONNECT_S
         asked_at = time.monotonic()
         ended = await tab.ask(new_id(), QUESTION, ANSWER_S)
         assert_golden(tab, ended["run_id"], asked_at)
@@ -194,7 +188,6 @@ async def test_golden_path_websocket_staging_connection(
         f"{len(times)} connected: median {times[len(times) // 2] * 1000:.0f} ms, "
         f"longest {times[-1] * 1000:.0f} ms"
     )
-    assert times[-1] < CONNECT_S
     users = set()
     for tab, _ in connected:
         assert tab.frames[0] == tab.ready

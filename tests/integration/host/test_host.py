@@ -18,9 +18,9 @@ from agent_service.host.agent_loop import AgentLoop
 from agent_service.host.host import ManagerHost
 from agent_service.host.ports import EdgeAnswer
 from agent_service.log.memory import MemoryLog
-from agent_service.log.port import LogFailed
+from agent_service.log.port import EventPage, LogFailed, ReadRange
 from steward.agent.loading import load_agents
-from steward.errors import Reason
+from steward.errors import Reason, StewardError
 from steward.model.keys import (
     EdgeId,
     Epoch,
@@ -349,6 +349,34 @@ async def test_a_run_without_anybody_attached_keeps_its_manager(node: Node) -> N
     node.attach(8)
     await until(lambda: len(node.edge.of(AnswerAttached)) == 2, "attached again")
     assert node.edge.of(AnswerAttached)[1].sequence == 4, "the run ended before"
+
+
+class UnreadableLog(MemoryLog):
+    """A log that can't be read for a while: appends go on."""
+
+    failures = 2
+
+    async def read(self, user: UserKey, wanted: ReadRange) -> EventPage:
+        if self.failures:
+            self.failures -= 1
+            raise StewardError(Reason.STORE_UNAVAILABLE, "the event log can't be read")
+        return await super().read(user, wanted)
+
+
+@pytest.mark.asyncio
+async def test_a_log_that_is_away_delays_a_run_and_never_ends_the_node(tmp_path: Path) -> None:
+    node = Node(UnreadableLog(), tmp_path / "agents_under_test.py")
+    try:
+        node.place(7)
+        node.attach(7)
+        await until(lambda: bool(node.edge.of(AnswerAttached)), "attached")
+        node.send(7, "m1", "one")
+        await until(lambda: "agent_completed" in node.edge.types(), "completed")
+        assert node.edge.events[-1]["data"]["outcome"] == "success"
+        assert not node.host.failed.done()
+    finally:
+        await node.host.close()
+        await node.agents.stop(0.2)
 
 
 class BrokenLog(MemoryLog):

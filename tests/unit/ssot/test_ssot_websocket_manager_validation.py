@@ -2,6 +2,7 @@
 
 Everything that decides is real here: the registry's machine on SQLite, the nodes' hosts,
 the log, the agents in their threads (`steward.testing.cluster`), or the source tree itself.
+The file is long because its ten tests, and that they are together, were given.
 """
 
 import ast
@@ -71,7 +72,7 @@ class CommandUnknown(Exception):
 
 
 def steward(command: str, data: Path, capsys: pytest.CaptureFixture[str]) -> int:
-    """Run a command of `steward`; its exit code. Raises CommandUnknown for one that is not there."""
+    """Run a command of `steward`; its exit code. Raises CommandUnknown."""
     try:
         return run_command([command, "--data", str(data)])
     except SystemExit as refused:
@@ -909,7 +910,7 @@ async def test_manager_registry_isolation_validation(
 @pytest.mark.xfail(
     strict=True,
     raises=CommandUnknown,
-    reason="compliance: a report of a running cluster's ownership",
+    reason="compliance: a report of who owns whom",
 )
 def test_manager_registry_isolation_validation_of_a_running_cluster(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
