@@ -20,6 +20,9 @@ Overlap = Literal["queue", "reject", "interrupt", "steer", "latest", "parallel"]
 AfterCrash = Literal["resume", "fail"]
 """What a new manager does with a run that it finds open."""
 
+_SERVED: tuple[Overlap, ...] = ("queue", "reject")
+"""What this version can do; an agent with another policy would be refused at each message."""
+
 _NOTE = "__steward_agent__"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -92,6 +95,10 @@ def define(function: Any) -> AgentDefinition:
     except TypeError:
         raise ValueError("must take exactly one argument, the run") from None
     note = getattr(function, _NOTE, None) or _Note(None, "queue", "resume")
+    if note.overlap not in _SERVED:
+        raise ValueError(
+            f"has the overlap {note.overlap!r}, not available yet; use queue or reject"
+        )
     name = note.name or _own_name(function)
     if not _NAME.fullmatch(name):
         raise ValueError(f"has no usable name ({name!r}); give it one with @agent")

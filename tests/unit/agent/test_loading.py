@@ -141,3 +141,13 @@ def test_a_name_that_is_taken_is_refused(folder: Path) -> None:
 
 def test_no_agent_at_all_is_refused() -> None:
     assert "no agent" in _error()
+
+
+@pytest.mark.parametrize("overlap", ["interrupt", "steer", "latest", "parallel"])
+def test_an_agent_with_an_overlap_that_is_not_available_yet_is_not_served(
+    folder: Path, overlap: str
+) -> None:
+    source = f"from steward.agent import agent\n@agent('a', overlap='{overlap}')\ndef a(run): ...\n"
+    (folder / "later.py").write_text(source)
+    text = _error("later.py:a")
+    assert f"{overlap!r}, not available yet" in text
