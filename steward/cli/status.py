@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         status = asyncio.run(_look(args.data))
-    except (NoCluster, StewardError) as error:
+    except StewardError as error:
         print(f"steward: {error}", file=sys.stderr)
         return 1
-    except KeyUnusable as error:
+    except (NoCluster, KeyUnusable) as error:
         print(f"steward: {error}", file=sys.stderr)
         return 2
     print(json.dumps(status, indent=2) if args.json else _table(status))

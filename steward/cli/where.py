@@ -64,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         return asyncio.run(ask())
-    except (NoCluster, StewardError) as error:
+    except StewardError as error:
         print(f"steward: {error}", file=sys.stderr)
         return 1
-    except KeyUnusable as error:
+    except (NoCluster, KeyUnusable) as error:
         print(f"steward: {error}", file=sys.stderr)
         return 2

@@ -83,7 +83,7 @@ def test_without_a_cluster_the_operator_is_told_how_to_start_one(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     answer = steward(*command, "--data", str(tmp_path))
-    assert (answer.returncode, answer.stdout) == (1, "")
+    assert (answer.returncode, answer.stdout) == (2, "")
     assert "steward up" in answer.stderr
     assert not (tmp_path / CLUSTER_FILE).exists()
 
