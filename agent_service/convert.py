@@ -14,7 +14,6 @@ from agent_service.core.effects import (
     AnswerRefused,
     Deliver,
 )
-from agent_service.log.port import EventPage, ReadRange, ThreadSummary
 from steward.model.keys import (
     DEFAULT_THREAD,
     EdgeId,
@@ -122,42 +121,4 @@ def delivery_to_proto(user: UserKey, epoch: Epoch, events: Deliver) -> pb.Delive
         first_sequence=events.first,
         last_sequence=events.last,
         events=events.payloads,
-    )
-
-
-def range_from_proto(request: pb.ReadEventsRequest) -> ReadRange:
-    return ReadRange(
-        after=request.after,
-        until=request.until,
-        limit=min(request.limit or 500, 1000),
-        max_bytes=request.max_bytes or 262_144,
-        thread_id=request.thread_id,
-        newest=request.newest,
-        conversation=request.conversation,
-    )
-
-
-def page_to_proto(page: EventPage) -> pb.ReadEventsResponse:
-    return pb.ReadEventsResponse(
-        stream_id=page.stream_id,
-        events=page.events,
-        sequences=page.sequences,
-        head=page.head,
-        oldest_sequence=page.oldest_sequence,
-        more=page.more,
-    )
-
-
-def threads_to_proto(threads: list[ThreadSummary], next_page: str) -> pb.ListThreadsResponse:
-    return pb.ListThreadsResponse(
-        threads=[
-            pb.Thread(
-                thread_id=thread.thread_id,
-                title=thread.title,
-                sequence=thread.sequence,
-                updated_at=thread.updated_at,
-            )
-            for thread in threads
-        ],
-        next=next_page,
     )

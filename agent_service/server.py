@@ -17,6 +17,7 @@ from agent_service import convert
 from agent_service.core.effects import Deliver
 from agent_service.host.host import ManagerHost
 from agent_service.host.ports import EdgeAnswer
+from agent_service.log import convert as log_convert
 from agent_service.log.port import EventLog
 from steward.errors import Reason, StewardError
 from steward.model.keys import EdgeId, Epoch, NodeIncarnation, UserKey
@@ -109,13 +110,13 @@ class AgentServicer(AgentServiceServicer):
     ) -> pb.ReadEventsResponse:
         user = convert.user_from_proto(request.user)
         try:
-            wanted = convert.range_from_proto(request)
+            wanted = log_convert.range_from(request)
             page = await asyncio.wait_for(self._log.read(user, wanted), READ_S)
         except TimeoutError:
             await abort(context, StewardError(Reason.STORE_UNAVAILABLE, "the log is silent"))
         except StewardError as error:
             await abort(context, error)
-        return convert.page_to_proto(page)
+        return log_convert.page_to(page)
 
     async def ListThreads(
         self, request: pb.ListThreadsRequest, context: "grpc.aio.ServicerContext[Any, Any]"
@@ -129,7 +130,7 @@ class AgentServicer(AgentServiceServicer):
             await abort(context, StewardError(Reason.STORE_UNAVAILABLE, "the log is silent"))
         except StewardError as error:
             await abort(context, error)
-        return convert.threads_to_proto(threads, next_page)
+        return log_convert.threads_to(threads, next_page)
 
     def close_streams(self) -> None:
         """End every edge stream after what waits was sent. Safe to call twice."""

@@ -12,6 +12,8 @@ from steward.model.keys import Epoch, RunId, Sequence, StreamId, ThreadId
 from steward.model.stamps import StampCache
 from steward.model.verbs import EventType
 
+TITLE_CHARS = 80
+
 
 @dataclass(frozen=True, slots=True)
 class RunEnvelope:
@@ -75,3 +77,13 @@ class EventEncoder:
                 data,
             )
         )
+
+
+def title_of(content: bytes) -> str:
+    """The first line of the text of a message, for listings."""
+    value = orjson.loads(content)
+    if isinstance(value, list):
+        texts = (part.get("text") for part in value if isinstance(part, dict))
+        value = next((text for text in texts if isinstance(text, str)), "")
+    lines = str(value).strip().splitlines()
+    return lines[0][:TITLE_CHARS] if lines else ""

@@ -15,7 +15,6 @@ how long a message id is kept.
 """
 
 from collections import deque
-from dataclasses import dataclass
 from typing import NoReturn, Self
 
 import orjson
@@ -44,9 +43,8 @@ from agent_service.core.effects import (
     EndManager,
     StartRun,
     StopRun,
-    WriteAppend,
 )
-from agent_service.core.encoding import EventEncoder, RunEnvelope, run_envelope
+from agent_service.core.encoding import EventEncoder, RunEnvelope, run_envelope, title_of
 from agent_service.core.facts import (
     CallClosed,
     CallOpened,
@@ -61,7 +59,9 @@ from agent_service.core.facts import (
     record_of,
 )
 from agent_service.core.grants import Grant, refuse_construction
-from agent_service.core.journal import Append, Committed, Fenced, Record, Sealed, StoredEvent
+from agent_service.core.journal import Committed, Fenced, Sealed, StoredEvent
+from agent_service.core.limits import MessagesPerMinute
+from agent_service.core.outgoing import Outgoing
 from agent_service.core.policy import ManagerPolicy
 from agent_service.core.state import ManagerState, RunState
 from steward.errors import Reason
@@ -76,23 +76,9 @@ from steward.model.verbs import (
     VerbsAcknowledged,
 )
 
-TITLE_CHARS = 80
 KEEP_MESSAGE_IDS = 10_000
 KEEP_MESSAGE_MS = 24 * 3600 * 1000
-MINUTE_MS = 60_000
-FULL_APPEND_BYTES = 2 * 1024 * 1024
-"""What would make an append larger waits. The log takes 8 MiB; one step adds at most 3 MiB."""
 WORKING = b'{"thought":"Working","delta":false}'
-
-
-@dataclass(slots=True)
-class _Flight:
-    """The append that the log has not answered yet."""
-
-    number: int
-    first: Sequence
-    events: tuple[StoredEvent, ...]
-    effects: list[Effect]
 
 
 class Manager:
@@ -113,20 +99,12 @@ class Manager:
         self._policy = policy
         self._agents = {agent.name: agent for agent in policy.agents}
         self._oldest = sealed.oldest_sequence
-        self._next = sealed.next_sequence
-        self._committed = Sequence(sealed.next_sequence - 1)
+        self._out = Outgoing(placement.user, placement.epoch, sealed)
         self._state = ManagerState(sealed.records)
         self._encoder = EventEncoder(sealed.stream_id, placement.epoch)
         self._envelopes: dict[RunId, RunEnvelope] = {}
         self._edges: dict[EdgeId, None] = {}
-        self._recent: deque[int] = deque()
-        self._append_number = sealed.last_append_number
-        self._flight: _Flight | None = None
-        self._events: list[StoredEvent] = []
-        self._types: list[EventType] = []
-        self._records: list[Record] = []
-        self._after: list[Effect] = []
-        self._size = 0
+        self._rate = MessagesPerMinute(policy.messages_per_minute)
         self._held: deque[ApplyVerbs | SubmitMessage | CancelRun | SubmitInput] = deque()
         self._begun = False
         self._releasing: str | None = None
@@ -143,7 +121,7 @@ class Manager:
     @property
     def sequence(self) -> Sequence:
         """The last committed sequence."""
-        return self._committed
+        return self._out.committed
 
     @property
     def edges(self) -> tuple[EdgeId, ...]:
@@ -156,7 +134,7 @@ class Manager:
     @property
     def idle(self) -> bool:
         """Nobody listens, nothing runs or waits, and the log has everything."""
-        return not (self._edges or self._state.runs or self._flight or self._held)
+        return not (self._edges or self._state.runs or self._out.flight or self._held)
 
     def active_keys(self) -> tuple[RunKey, ...]:
         """The executions that this manager has started and not ended."""
@@ -176,14 +154,14 @@ class Manager:
         return {
             "user": str(self.user),
             "epoch": self.epoch,
-            "next": self._next,
-            "committed": self._committed,
+            "next": self._out.next,
+            "committed": self._out.committed,
             "runs": sorted(self._state.runs),
             "active": dict(sorted(self._state.active.items())),
             "messages": len(self._state.messages),
             "edges": sorted(self._edges),
-            "in_flight": self._flight.number if self._flight else 0,
-            "waiting_events": len(self._events),
+            "in_flight": self._out.flight.number if self._out.flight else 0,
+            "waiting_events": self._out.collected,
             "over": self.over,
         }
 
@@ -238,7 +216,7 @@ class Manager:
 
     def _take_held(self, now_ms: int, wall_ms: int) -> None:
         """Do what changes the stream, as long as the next append has room for it."""
-        while self._held and self._size < FULL_APPEND_BYTES:
+        while self._held and not self._out.full:
             match self._held.popleft():
                 case ApplyVerbs(verbs):
                     rest = self._apply(wall_ms, verbs)
@@ -260,7 +238,7 @@ class Manager:
                 command.edge_id,
                 command.command_id,
                 self.stream_id,
-                self._committed,
+                self._out.committed,
                 self._oldest,
                 self._policy.messages_per_minute,
             )
@@ -291,16 +269,15 @@ class Manager:
             message = f"{self._policy.max_waiting_runs} runs wait already; send when one has ended"
             self._refuse(command, Reason.QUEUE_FULL, message, 1000)
             return
-        wait_ms = self._rate_limit(now_ms)
+        wait_ms = self._rate.take(now_ms)
         if wait_ms:
-            limit = self._policy.messages_per_minute
-            message = f"more than {limit} messages a minute; send again later"
+            message = f"more than {self._rate.limit} messages a minute; send again later"
             self._refuse(command, Reason.RATE_LIMITED, message, wait_ms)
             return
         self._admit(wall_ms, command, agent.name)
 
     def _admit(self, wall_ms: int, command: SubmitMessage, agent: str) -> None:
-        sequence = self._next
+        sequence = self._out.next
         run_id = self._encoder.run_id(sequence)
         opened = RunOpened(
             run_id,
@@ -317,7 +294,7 @@ class Manager:
         self._emit(wall_ms, EventType.USER_MESSAGE, data, envelope, conversation=True)
         self._record(accepted)
         self._forget_old(wall_ms)
-        title = _title(command.content)
+        title = title_of(command.content)
         self._record(ThreadTouched(command.thread_id, title, sequence, self._encoder.time(wall_ms)))
         self._record(opened)
         if command.thread_id not in self._state.active:
@@ -340,7 +317,7 @@ class Manager:
         )
         self._record(started)
         self._emit_started(wall_ms, started)
-        self._after.append(
+        self._out.then(
             StartRun(
                 self._key(started.run_id),
                 started.agent,
@@ -348,7 +325,7 @@ class Manager:
                 started.content,
                 1,
                 started.traceparent,
-                Sequence(self._next - 1),
+                Sequence(self._out.next - 1),
             )
         )
 
@@ -361,7 +338,7 @@ class Manager:
         acknowledged: dict[RunKey, int] = {}
         taken = 0
         for verb in verbs:
-            if self._size >= FULL_APPEND_BYTES:
+            if self._out.full:
                 break
             taken += 1
             run = self._state.runs.get(verb.key.run_id)
@@ -376,7 +353,7 @@ class Manager:
             else:
                 self._emit_verb(wall_ms, run, verb)
         for key, number in acknowledged.items():
-            self._after.append(AcknowledgeVerbs(VerbsAcknowledged(key, number)))
+            self._out.then(AcknowledgeVerbs(VerbsAcknowledged(key, number)))
         return verbs[taken:]
 
     def _emit_verb(self, wall_ms: int, run: RunState, verb: EmitEvent) -> None:
@@ -415,7 +392,7 @@ class Manager:
         run = self._state.runs.get(run_id)
         if run is None:
             if run_id in self._state.run_ids:
-                self._after.append(AnswerCancelled(command.edge_id, command.command_id, run_id))
+                self._out.then(AnswerCancelled(command.edge_id, command.command_id, run_id))
             else:
                 self._refuse(command, Reason.NOT_FOUND, "there is no such run of this user")
             return
@@ -423,7 +400,7 @@ class Manager:
             # A run has exactly one start and one end, also when it never got its turn.
             self._emit_started(wall_ms, run.opened)
         self._end(wall_ms, run_id, Outcome.CANCELLED, "Cancelled", "The run was cancelled.")
-        self._after.append(AnswerCancelled(command.edge_id, command.command_id, run_id))
+        self._out.then(AnswerCancelled(command.edge_id, command.command_id, run_id))
         self._start_next(wall_ms, run.opened.thread_id)
 
     def _end(
@@ -434,7 +411,7 @@ class Manager:
         self._close_calls(wall_ms, run, error_type, message)
         error = {"type": error_type, "message": message}
         data = orjson.dumps({"outcome": outcome.value, "response": "", "error": error})
-        self._after.append(StopRun(self._key(run_id)))
+        self._out.then(StopRun(self._key(run_id)))
         self._complete(wall_ms, run, outcome, data, start_next=False)
 
     def _close_calls(self, wall_ms: int, run: RunState, error_type: str, message: str) -> None:
@@ -464,12 +441,12 @@ class Manager:
         duration_ms = max(wall_ms - opened.started_ms, 0) if run.started else 0
         data = b'%b,"duration_ms":%d}' % (data[:-1], duration_ms)
         envelope = self._envelope(opened)
-        sequence = self._next
+        sequence = self._out.next
         self._emit(wall_ms, EventType.AGENT_COMPLETED, data, envelope, conversation=True)
         self._record(RunClosed(opened.run_id))
         self._record(ThreadTouched(opened.thread_id, "", sequence, self._encoder.time(wall_ms)))
         self._envelopes.pop(opened.run_id, None)
-        self._after.append(CountRun(self._key(opened.run_id), outcome))
+        self._out.then(CountRun(self._key(opened.run_id), outcome))
         if start_next:
             self._start_next(wall_ms, opened.thread_id)
 
@@ -492,7 +469,7 @@ class Manager:
             self._edges.pop(command.edge_id, None)
         elif isinstance(command, AttachEdge):
             message = "the manager is moving; resolve again"
-            self._after.append(
+            self._out.then(
                 AnswerRefused(command.edge_id, command.command_id, Reason.MANAGER_MOVED, message)
             )
 
@@ -504,7 +481,7 @@ class Manager:
         owner = self._state.owner
         if owner is not None and owner.epoch == self.epoch:
             self._record(OwnerChanged(self._node_id, self.epoch, command.cause))
-        self._after.append(EndManager(Epoch(0), Reason.MANAGER_MOVED, command.cause))
+        self._out.then(EndManager(Epoch(0), Reason.MANAGER_MOVED, command.cause))
         return self._flush()
 
     # Appends and what waits for them.
@@ -523,40 +500,20 @@ class Manager:
         if owner is None or owner.epoch != self.epoch:
             # With the first event and not before: who wrote nothing needs no successor's notice.
             self._record(OwnerChanged(self._node_id, self.epoch, ""))
-        payload = self._encoder.encode(type, self._next, wall_ms, data, envelope, trace)
-        self._next = Sequence(self._next + 1)
+        payload = self._encoder.encode(type, self._out.next, wall_ms, data, envelope, trace)
         thread_id = envelope.thread_id if envelope else ""
-        self._size += len(payload)
-        self._events.append(StoredEvent(payload, thread_id, conversation))
-        self._types.append(type)
+        self._out.event(StoredEvent(payload, thread_id, conversation), type)
 
     def _record(self, fact: Fact) -> None:
         self._state.evolve(fact)
-        record = record_of(fact)
-        self._size += len(record.value)
-        self._records.append(record)
+        self._out.record(record_of(fact))
 
     def _flush(self) -> list[Effect]:
-        if self._flight is not None:
-            return []
-        if not self._events and not self._records:
-            ready, self._after = self._after, []
-            return self._close_if_ended(ready)
-        self._append_number += 1
-        events = tuple(self._events)
-        first = Sequence(self._committed + 1)
-        append = Append(
-            self.user, self.epoch, self._append_number, first, events, tuple(self._records)
-        )
-        types = tuple(self._types)
-        self._flight = _Flight(self._append_number, first, events, self._after)
-        self._events, self._types, self._records, self._after = [], [], [], []
-        self._size = 0
-        return [WriteAppend(append, types)]
+        return self._close_if_ended(self._out.flush())
 
     def _finish(self, now_ms: int, wall_ms: int, command: FinishAppend) -> list[Effect]:
-        flight = self._flight
-        if flight is None or flight.number != command.append_number:
+        in_flight = self._out.flight
+        if in_flight is None or in_flight.number != command.append_number:
             return []
         match command.outcome:
             case Committed():
@@ -565,13 +522,11 @@ class Manager:
                 return self._end_manager(fence, Reason.EPOCH_STALE, "append fenced")
             case _:
                 return self._end_manager(Epoch(0), Reason.EPOCH_STALE, "append conflict")
-        self._flight = None
+        flight = self._out.landed()
         effects: list[Effect] = []
-        if flight.events:
-            self._committed = Sequence(flight.first + len(flight.events) - 1)
-            if self._edges:
-                payloads = tuple(event.payload for event in flight.events)
-                effects.append(Deliver(tuple(self._edges), flight.first, self._committed, payloads))
+        if flight.events and self._edges:
+            payloads = tuple(event.payload for event in flight.events)
+            effects.append(Deliver(tuple(self._edges), flight.first, flight.last, payloads))
         effects.extend(flight.effects)
         ended = self._close_if_ended(effects)
         if self.over:
@@ -608,7 +563,7 @@ class Manager:
     def _accept(
         self, command: SubmitMessage, accepted: MessageAccepted, *, duplicate: bool
     ) -> None:
-        self._after.append(
+        self._out.then(
             AnswerAccepted(
                 command.edge_id,
                 command.command_id,
@@ -627,19 +582,9 @@ class Manager:
         message: str,
         retry_after_ms: int = 0,
     ) -> None:
-        self._after.append(
+        self._out.then(
             AnswerRefused(command.edge_id, command.command_id, reason, message, retry_after_ms)
         )
-
-    def _rate_limit(self, now_ms: int) -> int:
-        """0 when a message may come now, else the milliseconds to wait. Counts it if it may."""
-        recent = self._recent
-        while recent and recent[0] <= now_ms - MINUTE_MS:
-            recent.popleft()
-        if len(recent) >= self._policy.messages_per_minute:
-            return recent[0] + MINUTE_MS - now_ms
-        recent.append(now_ms)
-        return 0
 
     def _forget_old(self, wall_ms: int) -> None:
         """Ids are kept for 24 hours and for the last 10,000 messages, whichever is longer."""
@@ -648,13 +593,3 @@ class Manager:
             if oldest.at_ms > wall_ms - KEEP_MESSAGE_MS:
                 return
             self._record(MessageForgotten(oldest.id))
-
-
-def _title(content: bytes) -> str:
-    """The first line of the text of a message, for listings."""
-    value = orjson.loads(content)
-    if isinstance(value, list):
-        texts = (part.get("text") for part in value if isinstance(part, dict))
-        value = next((text for text in texts if isinstance(text, str)), "")
-    lines = str(value).strip().splitlines()
-    return lines[0][:TITLE_CHARS] if lines else ""

@@ -578,8 +578,10 @@ def roles_of_a_manager(trees: Trees) -> dict[str, set[str]]:
                 called = call.func
                 if isinstance(called, ast.Attribute) and called.attr == "spend":
                     doing["spends grants"].add(where)
-                elif isinstance(called, ast.Name) and called.id == "WriteAppend":
+                elif isinstance(called, ast.Name) and called.id == "Outgoing":
                     doing["writes to the log"].add(where)
+                elif isinstance(called, ast.Name) and called.id == "WriteAppend":
+                    doing["makes appends"].add(where)
                 elif isinstance(called, ast.Name) and called.id == "EventEncoder":
                     doing["numbers events"].add(where)
                 elif isinstance(called, ast.Name) and called.id == "Manager":
@@ -594,6 +596,7 @@ def test_duplicate_manager_class_detection(trees: Trees) -> None:
         "is called one": {manager},
         "spends grants": {manager},
         "writes to the log": {manager},
+        "makes appends": {"agent_service.core.outgoing.Outgoing"},
         "numbers events": {manager},
         "makes managers": {"agent_service.host.activation.make_manager"},
     }
