@@ -8,7 +8,7 @@ never the memory of the node: it opens another, attaches, and catches up from th
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -98,7 +98,8 @@ class AgentServicer(AgentServiceServicer):
                 welcome=pb.NodeStreamWelcome(node_id=node_id, node_rev=node_rev)
             )
             while items := await stream.outbox.take(MOST_PER_BATCH):
-                yield pb.HoldEdgeStreamResponse(batch=_batch(items))
+                for batch in batches_of(items):
+                    yield pb.HoldEdgeStreamResponse(batch=batch)
         finally:
             self._streams.discard(stream)
             self._host.edge_closed(stream.edge_id)
@@ -176,8 +177,17 @@ class AgentServicer(AgentServiceServicer):
             stream.outbox.close()
 
 
-def _batch(items: list[pb.Answer | pb.Delivery]) -> pb.NodeBatch:
-    return pb.NodeBatch(
-        answers=[item for item in items if isinstance(item, pb.Answer)],
-        deliveries=[item for item in items if isinstance(item, pb.Delivery)],
-    )
+def batches_of(items: list[pb.Answer | pb.Delivery]) -> Iterator[pb.NodeBatch]:
+    """Messages of at most `MOST_BYTES_PER_BATCH`, or of one item; the order per user is kept."""
+    batch, size = pb.NodeBatch(), 0
+    for item in items:
+        bytes_more = item.ByteSize()
+        if size and size + bytes_more > MOST_BYTES_PER_BATCH:
+            yield batch
+            batch, size = pb.NodeBatch(), 0
+        if isinstance(item, pb.Answer):
+            batch.answers.append(item)
+        else:
+            batch.deliveries.append(item)
+        size += bytes_more
+    yield batch

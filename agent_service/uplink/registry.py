@@ -9,14 +9,11 @@ away nothing else changes: the log alone decides whether a manager may write.
 
 import asyncio
 import logging
-import random
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import grpc
+from typing import TYPE_CHECKING, Any
 
 from agent_service import convert
 from steward.errors import Reason, StewardError
@@ -25,7 +22,7 @@ from steward.model.placement import Placement
 from steward.rpc.factory import call_metadata, make_channel
 from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
 from steward.rpc.roles import RoleCredentials
-from steward.rpc.status import error_of
+from steward.rpc.stream import PeerStream, keep
 from steward.runtime.clock import boot_ms
 from steward.v1 import registry_service_pb2 as pb
 from steward.v1.registry_service_pb2_grpc import RegistryServiceStub
@@ -35,10 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-FIRST_BACKOFF_S = 0.05
-MAX_BACKOFF_S = 1.0
 CONFIRM_S = 2.0
-WELCOME_S = 3.0
 MOST_PER_MESSAGE = 512
 MAX_RELEASES = 100_000
 
@@ -62,7 +56,10 @@ class NodeSession:
         self._joined = joined
         self._granted = granted
         self._beat = beat
+        # Where requests go while the session is open, and the box of the stream that is opening.
         self._outbox: Outbox[pb.HoldNodeSessionRequest] | None = None
+        self._opening: Outbox[pb.HoldNodeSessionRequest] = Outbox()
+        self._ticking: asyncio.Task[None] | None = None
         self._incarnation: NodeIncarnation | None = None
         self._beats = 0
         self._renewals = 0
@@ -71,7 +68,6 @@ class NodeSession:
         self._releases: OrderedDict[tuple[UserKey, Epoch], str] = OrderedDict()
         self._released: dict[int, list[tuple[UserKey, Epoch]]] = {}
         self._last_tick_ms = boot_ms()
-        self._backoff_s = FIRST_BACKOFF_S
         self._flushed = asyncio.Event()
         self.fenced: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -83,17 +79,23 @@ class NodeSession:
         """Hold the session until cancelled or fenced."""
         async with make_channel(self._address) as channel:
             stub: RegistryServiceAsyncStub = RegistryServiceStub(channel)
-            while not self.fenced.done():
-                try:
-                    await self._hold(stub)
-                except grpc.RpcError as failure:
-                    error = error_of(failure)
-                    _log.debug("registry session ended", extra={"why": str(error)})
-                except TimeoutError:
-                    _log.debug("the registry did not answer the hello")
-                if not self.fenced.done():
-                    await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.0))
-                    self._backoff_s = min(self._backoff_s * 2, MAX_BACKOFF_S)
+            self._stream = PeerStream(
+                open_call=lambda: stub.HoldNodeSession(metadata=call_metadata(self._credentials)),
+                hello=pb.HoldNodeSessionRequest(hello=self._hello),
+                pack=lambda requests: requests[0],
+                most=1,
+                on_welcome=self._on_welcome,
+                on_message=self._on_message,
+            )
+            keeping = asyncio.ensure_future(
+                keep(self._attempt, lambda: self.connected, self._on_down)
+            )
+            try:
+                ends: set[asyncio.Future[Any]] = {self.fenced, keeping}
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                keeping.cancel()
+                await asyncio.gather(keeping, return_exceptions=True)
 
     async def confirm(self, user: UserKey) -> Placement | None:
         """Ask whether the registry placed `user` here. Raises StewardError if it can't be asked."""
@@ -137,81 +139,62 @@ class NodeSession:
             except TimeoutError:
                 _log.warning("placements not given back", extra={"count": len(self._releases)})
 
-    async def _hold(self, stub: "RegistryServiceAsyncStub") -> None:
-        call = stub.HoldNodeSession(metadata=call_metadata(self._credentials))
-        tasks: list[asyncio.Task[None]] = []
+    async def _attempt(self) -> None:
+        outbox = self._opening = Outbox()
+        self._outbox = None
         try:
-            await call.write(pb.HoldNodeSessionRequest(hello=self._hello))
-            first = await asyncio.wait_for(call.read(), WELCOME_S)
-            if not isinstance(first, pb.HoldNodeSessionResponse):
-                return
-            if not self._welcome(first.welcome):
-                return
-            outbox: Outbox[pb.HoldNodeSessionRequest] = Outbox()
-            self._outbox = outbox
-            self._send_releases(list(self._releases))
-            tasks = [
-                asyncio.ensure_future(self._write(call, outbox)),
-                asyncio.ensure_future(self._tick(first.welcome)),
-            ]
-            await self._read(call)
+            await self._stream.hold(outbox)
         finally:
-            self._outbox = None
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            call.cancel()
+            if self._ticking is not None:
+                self._ticking.cancel()
+                await asyncio.gather(self._ticking, return_exceptions=True)
             for future in self._confirming.values():
                 if not future.done():
                     error = StewardError(Reason.MANAGER_UNAVAILABLE, "the registry went away")
                     future.set_exception(error)
 
-    def _welcome(self, welcome: pb.NodeWelcome) -> bool:
+    def _on_down(self, error: StewardError) -> None:
+        self._outbox = None
+        _log.debug("registry session ended", extra={"why": str(error)})
+
+    def _on_welcome(self, first: pb.HoldNodeSessionResponse) -> None:
+        if first.WhichOneof("body") == "fenced":
+            self._fence(first.fenced.cause)
+            return
+        welcome = first.welcome
         incarnation = NodeIncarnation(NodeId(self._hello.node_id), NodeRev(welcome.node_rev))
         if self._incarnation is None:
             self._incarnation = incarnation
             self._joined(incarnation)
         elif incarnation != self._incarnation:
             self._fence("the registry gave this process another incarnation")
-            return False
+            return
         self._last_tick_ms = boot_ms()
-        self._backoff_s = FIRST_BACKOFF_S
-        return True
+        self._outbox = self._opening
+        # What the stream before did not answer is asked again, under new numbers.
+        self._released.clear()
+        self._send_releases(list(self._releases))
+        self._ticking = asyncio.ensure_future(self._tick(welcome))
 
-    async def _write(
-        self,
-        call: "grpc.aio.StreamStreamCall[pb.HoldNodeSessionRequest, pb.HoldNodeSessionResponse]",
-        outbox: Outbox[pb.HoldNodeSessionRequest],
-    ) -> None:
-        while True:
-            for request in await outbox.take(MOST_PER_MESSAGE):
-                await call.write(request)
-
-    async def _read(
-        self,
-        call: "grpc.aio.StreamStreamCall[pb.HoldNodeSessionRequest, pb.HoldNodeSessionResponse]",
-    ) -> None:
-        while isinstance(response := await call.read(), pb.HoldNodeSessionResponse):
-            match response.WhichOneof("body"):
-                case "granted":
-                    self._granted(
-                        [convert.placement_from_proto(p) for p in response.granted.placements]
-                    )
-                case "confirmed":
-                    future = self._confirming.get(response.confirmed.request_id)
-                    if future is not None and not future.done():
-                        confirmed = response.confirmed.placements
-                        future.set_result([convert.placement_from_proto(p) for p in confirmed])
-                case "released":
-                    for key in self._released.pop(response.released.request_id, ()):
-                        self._releases.pop(key, None)
-                    if not self._releases:
-                        self._flushed.set()
-                case "fenced":
-                    self._fence(response.fenced.cause)
-                    return
-                case _:
-                    pass  # Beats and renewals: their arrival is the message.
+    def _on_message(self, response: pb.HoldNodeSessionResponse) -> None:
+        match response.WhichOneof("body"):
+            case "granted":
+                granted = response.granted.placements
+                self._granted([convert.placement_from_proto(p) for p in granted])
+            case "confirmed":
+                future = self._confirming.get(response.confirmed.request_id)
+                if future is not None and not future.done():
+                    confirmed = response.confirmed.placements
+                    future.set_result([convert.placement_from_proto(p) for p in confirmed])
+            case "released":
+                for key in self._released.pop(response.released.request_id, ()):
+                    self._releases.pop(key, None)
+                if not self._releases:
+                    self._flushed.set()
+            case "fenced":
+                self._fence(response.fenced.cause)
+            case _:
+                pass  # Beats and renewals: their arrival is the message.
 
     async def _tick(self, welcome: pb.NodeWelcome) -> None:
         """Beats and renewals. Notices that this process stood still for longer than its lease."""

@@ -12,12 +12,12 @@ from typing import Any
 from edge.convert import error_of_refusal, identity_of, user_of
 from edge.uplink.port import AuthListener, LoggedIn, TicketIssued
 from edge.uplink.questions import Questions
-from edge.uplink.stream import PeerStream, keep
 from steward.errors import Reason, StewardError
 from steward.model.identity import Identity
 from steward.rpc.factory import call_metadata, make_channel
 from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
 from steward.rpc.roles import RoleCredentials
+from steward.rpc.stream import PeerStream, keep
 from steward.v1 import auth_service_pb2 as pb
 from steward.v1 import auth_service_pb2_grpc as rpc
 

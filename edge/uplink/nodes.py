@@ -14,7 +14,6 @@ import grpc
 from edge.convert import answer_of, command_to_proto, deliveries_of, user_to_proto
 from edge.core.commands import EdgeCommand
 from edge.uplink.port import EventPage, EventRange, NodeListener, ThreadPage, ThreadSummary
-from edge.uplink.stream import PeerStream
 from steward.errors import Reason, StewardError
 from steward.model.keys import NodeIncarnation, StreamId, UserKey
 from steward.model.placement import Placement
@@ -22,6 +21,7 @@ from steward.rpc.factory import call_metadata, make_channel
 from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
 from steward.rpc.roles import RoleCredentials
 from steward.rpc.status import error_of
+from steward.rpc.stream import PeerStream
 from steward.v1 import agent_service_pb2 as pb
 from steward.v1 import agent_service_pb2_grpc as rpc
 

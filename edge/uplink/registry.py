@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from edge.convert import error_of_refusal, placement_of, user_to_proto
 from edge.uplink.port import RegistryListener
 from edge.uplink.questions import Questions
-from edge.uplink.stream import PeerStream, keep
 from steward.errors import Reason, StewardError
 from steward.model.keys import NodeId, NodeIncarnation, NodeRev, UserKey
 from steward.model.placement import Placement
 from steward.rpc.factory import call_metadata, make_channel
 from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
 from steward.rpc.roles import RoleCredentials
+from steward.rpc.stream import PeerStream, keep
 from steward.v1 import registry_service_pb2 as pb
 from steward.v1 import registry_service_pb2_grpc as rpc
 
