@@ -20,6 +20,7 @@ class RecordKind(IntEnum):
     STATE = 4
     OWNER = 5
     CALL = 6
+    STEP = 7
 
 
 class StoredEvent(NamedTuple):

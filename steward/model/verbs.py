@@ -5,8 +5,10 @@ batches. `number` counts the verbs of one run from 1 without gaps, and the manag
 cumulatively (`VerbsAcknowledged`) once the records are in the log.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from steward.model.keys import Epoch, RunId, ThreadId, UserKey
@@ -75,7 +77,28 @@ class FinishRun:
     data: bytes
 
 
-Verb = EmitEvent | FinishRun
+class RecordStep(NamedTuple):
+    """Keep the result of a finished step (JSON), without an event; forgotten when the run ends."""
+
+    key: RunKey
+    number: int
+    step_id: str
+    value: bytes
+
+
+class RepeatCall(NamedTuple):
+    """A tool call that an earlier attempt announced is going to be executed again.
+
+    Its tool_executing is in the stream already; this renews the intent under the epoch of
+    this execution, and the tool starts after it is acknowledged.
+    """
+
+    key: RunKey
+    number: int
+    tool_call_id: str
+
+
+Verb = EmitEvent | FinishRun | RecordStep | RepeatCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +109,34 @@ class VerbsAcknowledged:
     number: int
 
 
+class JournalEntry(NamedTuple):
+    """One event that an earlier attempt of this run has stored: its type and `data` (JSON)."""
+
+    type: EventType
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RunJournal:
+    """What earlier attempts have done: a later one repeats none of it.
+
+    `events` are those of the run after its agent_started, in the order of the stream;
+    `steps` are results of finished steps, step id -> JSON. `on_crash` of open tool calls is the
+    agent's to apply when it comes to them again.
+    """
+
+    events: tuple[JournalEntry, ...] = ()
+    steps: Mapping[str, bytes] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class RunStart:
     """All that an agent function needs to begin.
 
     `content` is the user's message: a string or a list of parts (JSON values). `messages` is
     the thread's history, oldest first, ending with the current input: `{role, content, run_id}`.
-    `state` is the user's durable state. `deadline_ms` is on CLOCK_BOOTTIME; 0 means none.
+    `state` is the user's durable state. `deadline_ms` is on CLOCK_BOOTTIME; 0 means none. `attempt`
+    counts executions of this run from 1; `journal` is empty at the first.
     """
 
     key: RunKey
@@ -104,3 +148,4 @@ class RunStart:
     attempt: int
     traceparent: str
     deadline_ms: int = 0
+    journal: RunJournal = RunJournal()
