@@ -30,7 +30,7 @@ steward/v1/.made: $(PROTOS) $(VENV)/.made
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I protos --grpc_python_out=. --mypy_grpc_out=quiet:. $(SERVICE_PROTOS)
 	@touch $@
 
-.PHONY: env proto run test lint format lock bench simulate clean
+.PHONY: env proto run test lint format lock bench failover rolling simulate clean
 env: $(VENV)/.made steward/v1/.made ## Make the environment in .venv from the lock files
 
 proto: steward/v1/.made ## Generate steward/v1 from protos/
@@ -56,6 +56,12 @@ simulate: env ## Play seeds of the simulation: SEED=first N=how many
 
 bench: env ## Measure latency and throughput on this machine
 	$(PY) -m tests.load.bench $(ARGS)
+
+failover: env ## Kill nodes under load and measure the pause: ARGS="--kills 200"
+	$(PY) -m tests.load.failover $(ARGS)
+
+rolling: env ## Restart all nodes under load and measure the pause
+	$(PY) -m tests.load.rolling $(ARGS)
 
 lock: $(VENV)/.made ## Resolve the lock files anew
 	$(VENV)/bin/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --output-file requirements.lock pyproject.toml

@@ -46,6 +46,8 @@ export function newId() {
  */
 export class Client extends EventTarget {
   #url;
+  #urls;
+  #dials = 0;
   #provider;
   #token = null;
   #asking = null;
@@ -69,7 +71,8 @@ export class Client extends EventTarget {
 
   /**
    * @param {object} options
-   * @param {string} [options.url] base address of an edge; default: where the page came from
+   * @param {string | string[]} [options.url] base address of an edge; default: where the page came from.
+   *   Several, where no balancer stands before the edges: each dial after the first goes to the next one
    * @param {string | ((why: "start"|"refresh"|"refused") => Promise<string>)} options.token a token, or
    *   where to get one: the first, a new one before the last expires, or one instead of a refused one
    * @param {{stream_id: string, sequence: number}} [options.position] resume after it; default: what
@@ -90,9 +93,10 @@ export class Client extends EventTarget {
     fetch = globalThis.fetch,
   }) {
     super();
-    if (!url) throw new TypeError("url is needed outside of a browser");
+    if (!url?.length) throw new TypeError("url is needed outside of a browser");
     if (!token) throw new TypeError("token is needed");
-    this.#url = new URL(url);
+    this.#urls = (typeof url === "string" ? [url] : url).map((one) => new URL(one));
+    this.#url = this.#urls[0];
     this.#provider = typeof token === "function" ? token : null;
     this.#token = typeof token === "function" ? null : token;
     this.#auth = auth;
@@ -355,6 +359,7 @@ export class Client extends EventTarget {
 
   /** Address and subprotocols of the next dial, or the refusal met on the way. */
   async #prepare(effect, signal) {
+    this.#url = this.#urls[this.#dials++ % this.#urls.length];
     const address = new URL("/v1/connect", this.#url);
     address.protocol = this.#url.protocol === "https:" ? "wss:" : "ws:";
     if (effect.after !== undefined) address.searchParams.set("after", effect.after);

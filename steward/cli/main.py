@@ -20,6 +20,10 @@ COMMANDS: Mapping[str, str] = {
     "token": "make a token for a user",
     "where": "say which node holds a user's manager",
     "status": "show the processes and nodes of a running cluster",
+    "drain": "move every user of a node away",
+    "move": "move a user's manager to another node",
+    "evict": "end a user's sessions",
+    "violations": "show refusals and breaches",
     "config": "list and check the settings of all services",
 }
 

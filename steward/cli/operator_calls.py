@@ -5,6 +5,7 @@ can read the key is an operator. It decides nothing; the services do.
 """
 
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,8 @@ from steward.rpc.keys import CONTROL_KEY, load_or_create_key
 from steward.rpc.roles import Role, RoleCredentials
 from steward.rpc.status import error_of
 from steward.v1 import (
+    agent_service_pb2,
+    agent_service_pb2_grpc,
     auth_service_pb2,
     auth_service_pb2_grpc,
     placement_pb2,
@@ -26,6 +29,8 @@ from steward.v1 import (
 )
 
 CALL_TIMEOUT_S = 5.0
+MOVE_TIMEOUT_S = 40.0
+"""A planned move waits for a running tool call, within the node's own limit."""
 
 
 class Operator:
@@ -93,16 +98,84 @@ class Operator:
         )
         return response
 
+    async def drain_node(
+        self, registry: str, node_id: str
+    ) -> registry_service_pb2.DrainNodeResponse:
+        """Place nobody on the node any more; how many users are still to be moved. Idempotent."""
+        stub = registry_service_pb2_grpc.RegistryServiceStub(self._channel(registry))
+        request = registry_service_pb2.DrainNodeRequest(node_id=node_id)
+        response: registry_service_pb2.DrainNodeResponse = await self._call(stub.DrainNode, request)
+        return response
+
+    async def fence_node(self, registry: str, node_id: str, cause: str) -> int:
+        """End the node's incarnation now (evidence E); the incarnation."""
+        stub = registry_service_pb2_grpc.RegistryServiceStub(self._channel(registry))
+        request = registry_service_pb2.FenceNodeRequest(node_id=node_id, cause=cause)
+        response: registry_service_pb2.FenceNodeResponse = await self._call(stub.FenceNode, request)
+        return response.node_rev
+
+    async def move_user(
+        self, registry: str, user: UserKey, node_id: str
+    ) -> registry_service_pb2.MoveUserResponse:
+        """Move a user to a node (empty: any other) and wait until it is there."""
+        stub = registry_service_pb2_grpc.RegistryServiceStub(self._channel(registry))
+        request = registry_service_pb2.MoveUserRequest(user=_wire(user), node_id=node_id)
+        response: registry_service_pb2.MoveUserResponse = await self._call(
+            stub.MoveUser, request, MOVE_TIMEOUT_S
+        )
+        return response
+
+    async def evict_user(self, registry: str, user: UserKey, cause: str) -> int:
+        """End a user's sessions and put the manager away; the epoch that is over."""
+        stub = registry_service_pb2_grpc.RegistryServiceStub(self._channel(registry))
+        request = registry_service_pb2.EvictUserRequest(user=_wire(user), cause=cause)
+        response: registry_service_pb2.EvictUserResponse = await self._call(
+            stub.EvictUser, request, MOVE_TIMEOUT_S
+        )
+        return response.epoch
+
+    async def list_violations(
+        self, registry: str, request: registry_service_pb2.ListViolationsRequest
+    ) -> registry_service_pb2.ListViolationsResponse:
+        """A page of recorded violations."""
+        stub = registry_service_pb2_grpc.RegistryServiceStub(self._channel(registry))
+        response: registry_service_pb2.ListViolationsResponse = await self._call(
+            stub.ListViolations, request
+        )
+        return response
+
+    async def watch_violations(
+        self, registry: str, after: int
+    ) -> AsyncIterator[registry_service_pb2.Violation]:
+        """Violations after a number, as they are recorded; raises StewardError when it breaks."""
+        stub = registry_service_pb2_grpc.RegistryServiceStub(self._channel(registry))
+        request = registry_service_pb2.WatchViolationsRequest(after=after)
+        try:
+            async for response in stub.WatchViolations(
+                request, metadata=call_metadata(self._credentials)
+            ):
+                for violation in response.violations:
+                    yield violation
+        except grpc.aio.AioRpcError as failure:
+            raise error_of(failure) from None
+
+    async def last_sequence(self, node: str, user: UserKey) -> int:
+        """The last stored sequence of a user's stream, read through an agent node."""
+        stub = agent_service_pb2_grpc.AgentServiceStub(self._channel(node))
+        request = agent_service_pb2.ReadEventsRequest(user=_wire(user), limit=1, newest=True)
+        response: agent_service_pb2.ReadEventsResponse = await self._call(stub.ReadEvents, request)
+        return response.head
+
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = make_channel(address)
         return channel
 
-    async def _call(self, method: Any, request: object) -> Any:
+    async def _call(self, method: Any, request: object, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         try:
             return await method(
-                request, timeout=CALL_TIMEOUT_S, metadata=call_metadata(self._credentials)
+                request, timeout=timeout_s, metadata=call_metadata(self._credentials)
             )
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from None

@@ -224,7 +224,7 @@ class _Cluster:
         if not self._up:
             return
         how = f"signal {-death.code}" if death.code < 0 else f"code {death.code}"
-        self._screen.say(f"{spec.id} ended by {how}; starts again in {death.restart_in_s:.0f} s")
+        self._screen.say(f"{spec.id} ended by {how}; starts again in {death.restart_in_s:g} s")
         for line in death.words if death.code > 0 else ():
             self._screen.say(f"  {spec.id}: {line}")
 

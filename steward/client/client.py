@@ -45,8 +45,10 @@ CLOSE_S = 3.0
 class Client:
     """One session of one user, for use with `async with`.
 
-    `url` is the edge's (`http://host:port`). Give a `token`, or a `token_provider` that returns a
-    new one each time it is awaited; only with the latter does the session outlive a token.
+    `url` is the edge's (`http://host:port`); several where no balancer stands before the edges:
+    each connection after the first goes to the next one. Give a `token`, or a `token_provider`
+    that returns a new one each time it is awaited; only with the latter does the session outlive
+    a token.
     `client_id` names this tab or device: the same id connecting again takes over from the one
     before. `after` resumes: a StreamPosition, a sequence, or 0 for the whole stream; without it
     only what happens from now on is seen.
@@ -58,7 +60,7 @@ class Client:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         token: str | None = None,
         token_provider: TokenProvider | None = None,
@@ -72,7 +74,11 @@ class Client:
             raise ValueError("give either token or token_provider")
         stream = after.stream_id if isinstance(after, StreamPosition) else ""
         sequence = after.sequence if isinstance(after, StreamPosition) else after
-        self._connect_url = f"{url.rstrip('/')}/v1/connect"
+        urls = (url,) if isinstance(url, str) else tuple(url)
+        if not urls:
+            raise ValueError("give at least one url")
+        self._connect_urls = tuple(f"{one.rstrip('/')}/v1/connect" for one in urls)
+        self._dials = 0
         self._token = token
         self._provider = token_provider
         self._client_id = client_id
@@ -353,9 +359,11 @@ class Client:
             query["client"] = self._client_id
         if effect.new_token:
             self._token = None
+        url = self._connect_urls[self._dials % len(self._connect_urls)]
+        self._dials += 1
         self._connection = Connection(
             self._http,
-            self._connect_url,
+            url,
             query,
             self._current_token,
             self._on_report,

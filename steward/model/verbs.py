@@ -6,7 +6,7 @@ cumulatively (`VerbsAcknowledged`) once the records are in the log.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -126,7 +126,7 @@ class RunJournal:
     """
 
     events: tuple[JournalEntry, ...] = ()
-    steps: Mapping[str, bytes] = MappingProxyType({})
+    steps: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,3 +32,21 @@ async def paced(run: Run) -> None:
     for number in range(events):
         await asyncio.sleep(max(0.0, begin + number / rate - time.monotonic()))
         await run.emit("tick", {"at": time.time_ns(), "text": PADDING})
+
+
+async def worker(run: Run) -> str:
+    """`"<tools> <ms each>"`: works through so many tool calls, and says what each one found.
+
+    Made to be resumed: all that takes time is inside of the tools, and it says the same each time.
+    """
+    tools, each_ms = map(int, run.input.text.split())
+
+    async def work(number: int) -> int:
+        await asyncio.sleep(each_ms / 1000)
+        return number * number
+
+    await run.think(f"{tools} things to do")
+    for number in range(tools):
+        found = await run.tool("work", {"number": number}, work)
+        await run.say(f"{number}: {found}. ")
+    return "done"

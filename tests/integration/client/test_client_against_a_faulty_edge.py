@@ -80,6 +80,18 @@ async def test_a_cut_connection_is_resumed_without_gap_or_repeat(edge: Edge, fau
     assert {u.query.get("stream") for u in edge.upgrades[1:]} == {"s1"}
 
 
+async def test_when_an_edge_is_gone_the_session_goes_on_at_the_next_one(
+    edge: Edge, fault: Fault
+) -> None:
+    fill(edge, 12)
+    nobody = "http://127.0.0.1:9"
+    edge.faults.append(fault(cut_after=5))
+    async with Client([edge.url, nobody], token="good", after=0) as client:
+        events = await take(client, 12)
+    assert sequences(events) == list(range(1, 13))
+    assert [u.query.get("after") for u in edge.upgrades] == ["0", "5"]
+
+
 async def test_repeated_events_are_shown_once(edge: Edge, fault: Fault) -> None:
     fill(edge, 10)
     edge.faults.append(fault(repeat=frozenset({1, 4, 10})))

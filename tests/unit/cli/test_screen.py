@@ -62,5 +62,6 @@ def test_a_process_that_did_not_answer_changes_no_rate() -> None:
 
 
 def test_restart_delays_double_up_to_thirty_seconds() -> None:
-    assert [restart_delay_s(n) for n in range(1, 8)] == [1, 2, 4, 8, 16, 30, 30]
-    assert restart_delay_s(10_000) == 30
+    assert [restart_delay_s("agent", n) for n in range(1, 8)] == [1, 2, 4, 8, 16, 30, 30]
+    assert [restart_delay_s("log", n) for n in (1, 2, 3)] == [0.1, 0.2, 0.4]
+    assert restart_delay_s("log", 10_000) == 30

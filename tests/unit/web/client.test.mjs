@@ -91,6 +91,20 @@ test("a ticket is fetched with the token and used once per dial, the token never
   assert.equal(second.address.searchParams.get("ticket"), "t2");
 });
 
+test("with several addresses each dial after the first goes to the next one", DEADLINE, async (t) => {
+  const url = ["https://one.example", "https://two.example"];
+  const { client, dialled } = begin(t, [], { url });
+  const hosts = [];
+  for (let dial = 0; dial < 3; dial += 1) {
+    const socket = await dialled();
+    hosts.push(socket.address.host);
+    socket.open();
+    socket.end(1006);
+    client.retry();
+  }
+  assert.deepEqual(hosts, ["one.example", "two.example", "one.example"]);
+});
+
 test("as a subprotocol the token needs no ticket", DEADLINE, async (t) => {
   const { dialled, asked } = begin(t, [], { auth: "subprotocol" });
   const socket = await dialled();
