@@ -1,7 +1,7 @@
 """`steward status`: the processes of a running cluster, and its nodes as the registry has them.
 
-Processes are those of `cluster.json`, each asked on its ops port whether it is ready.
-Exit code 0 when all are ready and the registry answers, else 1.
+Processes are those of `cluster.json`, each asked on its ops port whether it is ready, an
+edge also for its open connections. Refusals and breaches are those ever recorded. Exit code 0 when all are ready and the registry answers, else 1.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 
 from steward.cli.cluster_file import NoCluster, ProcessEntry, read_cluster
 from steward.cli.layout import data_path
-from steward.cli.probe import Readiness, readiness
+from steward.cli.probe import Readiness, metric_sums, readiness
 from steward.errors import StewardError
 
 
@@ -46,11 +46,21 @@ def run(args: argparse.Namespace) -> int:
 
 async def _look(data: Path) -> dict[str, Any]:
     from steward.cli.operator_calls import Operator
+    from steward.v1 import registry_service_pb2 as pb
 
     cluster = read_cluster(data)
     answers = await asyncio.gather(*(_ready(entry) for entry in cluster.processes))
+    connections = {
+        entry.id: int((await metric_sums(entry.ops)).get("steward_edge_connections", 0))
+        for entry in cluster.processes
+        if entry.role == "edge" and entry.ops is not None
+    }
+    registry = cluster.address("registry")
     async with Operator(data) as operator:
-        described = await operator.describe_cluster(cluster.address("registry"))
+        described = await operator.describe_cluster(registry)
+        violations = await operator.list_violations(
+            registry, pb.ListViolationsRequest(limit=1, newest=True)
+        )
     return {
         "cluster": described.cluster,
         "url": cluster.url,
@@ -58,6 +68,9 @@ async def _look(data: Path) -> dict[str, Any]:
         "revision": described.revision,
         "placements": described.placements,
         "edges": described.edges,
+        "connections": sum(connections.values()),
+        "refusals": violations.refusals,
+        "breaches": violations.breaches,
         "processes": [
             {
                 "role": entry.role,
@@ -65,6 +78,7 @@ async def _look(data: Path) -> dict[str, Any]:
                 "pid": entry.pid,
                 "ready": answer.ready,
                 "why": answer.why,
+                **({"connections": connections[entry.id]} if entry.id in connections else {}),
             }
             for entry, answer in zip(cluster.processes, answers, strict=True)
         ],
@@ -88,12 +102,16 @@ async def _ready(entry: ProcessEntry) -> Readiness:
 
 def _table(status: dict[str, Any]) -> str:
     lines = [
-        f"{status['url']}  {status['placements']} users placed, {status['edges']} edges, "
-        f"revision {status['revision']}"
+        f"{status['url']}  {status['placements']} users placed, "
+        f"{status['connections']} connections at {status['edges']} edges, "
+        f"revision {status['revision']}",
+        f"  {status['refusals']} refusals, {status['breaches']} breaches"
+        f"{': see `steward violations`' if status['breaches'] else ''}",
     ]
     for process in status["processes"]:
         state = "ready" if process["ready"] else f"not ready: {process['why']}"
-        lines.append(f"  {process['id']:<12} pid {process['pid']:<8} {state}")
+        open_ = f", {process['connections']} connections" if "connections" in process else ""
+        lines.append(f"  {process['id']:<12} pid {process['pid']:<8} {state}{open_}")
     for node in status["nodes"]:
         draining = ", draining" if node["draining"] else ""
         lines.append(
