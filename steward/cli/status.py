@@ -1,7 +1,8 @@
 """`steward status`: the processes of a running cluster, and its nodes as the registry has them.
 
 Processes are those of `cluster.json`, each asked on its ops port whether it is ready, an
-edge also for its open connections. Refusals and breaches are those ever recorded. Exit code 0 when all are ready and the registry answers, else 1.
+edge also for its open connections. Refusals and breaches are those ever recorded.
+Exit code 0 when all are ready and the registry answers, else 1.
 """
 
 import argparse

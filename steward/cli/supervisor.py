@@ -4,8 +4,9 @@ Each process runs under one id for the life of the supervisor. One that dies is 
 again soon: an agent node after 1 s, since its users have been taken over by then and the
 others need the machine; the rest after 0.1 s, since others wait for them. Who dies again
 within 5 s of being ready waits twice as long each time, up to 30 s. A process that starts
-again gets less of the machine than those that serve, until it is ready. When the whole is stopped, the groups of `STOP_BY_S` get SIGTERM one after the other; what has
-not ended by its time gets SIGKILL.
+again gets less of the machine than those that serve, until it is ready. When the whole
+is stopped, the groups of `STOP_BY_S` get SIGTERM one after the other; what has not ended
+by its time gets SIGKILL.
 
 Guaranteed: at most one process per id, and none left when `stop` or `kill` returned. It
 does not restart what is alive but not ready: whether a process can do its work is told
