@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "move": "move a user's manager to another node",
     "evict": "end a user's sessions",
     "violations": "show refusals and breaches",
+    "attack": "play cheats against the cluster; each must be refused and recorded",
     "config": "list and check the settings of all services",
 }
 

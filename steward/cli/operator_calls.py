@@ -144,6 +144,13 @@ class Operator:
         )
         return response
 
+    async def report_violation(self, registry: str, kind: str, evidence: str) -> None:
+        """Put a refusal on record that this process saw."""
+        stub = registry_service_pb2_grpc.RegistryServiceStub(self._channel(registry))
+        seen = registry_service_pb2.Violation(kind=kind, evidence=evidence)
+        request = registry_service_pb2.ReportViolationsRequest(violations=[seen])
+        await self._call(stub.ReportViolations, request)
+
     async def watch_violations(
         self, registry: str, after: int
     ) -> AsyncIterator[registry_service_pb2.Violation]:

@@ -1,0 +1,129 @@
+"""`steward attack`: play every cheat against the running cluster, and see that none works.
+
+A cheat passes when nothing of it had an effect, it is on record as a refusal, and no breach
+was recorded. Exit code 0 when all that were played passed, 1 when one did not, 2 for wrong use.
+It is safe on a cluster in service: it uses users of a tenant of its own.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from steward.cli.cluster_file import NoCluster, read_cluster
+from steward.cli.operating import add_cluster
+from steward.errors import StewardError
+
+if TYPE_CHECKING:
+    from steward.cli.cheats import Cheat, Field
+
+RECORDED_S = 5.0
+POLL_S = 0.05
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the command and its options."""
+    parser = subparsers.add_parser(
+        "attack",
+        help="play cheats against the cluster; each must be refused and recorded",
+        description="Play cheats against the running cluster; each must be refused and recorded.",
+    )
+    parser.add_argument("names", metavar="NAME", nargs="*", help="which ones; --list names them")
+    parser.add_argument("--all", action="store_true", help="all of them")
+    parser.add_argument("--list", action="store_true", help="name them, and play none")
+    add_cluster(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Play; 1 when a cheat worked or left no record."""
+    from steward.cli.cheats import CHEATS
+    from steward.rpc.keys import KeyUnusable
+
+    if args.list:
+        for cheat in CHEATS:
+            print(f"{cheat.name:<28} {cheat.summary}")
+        return 0
+    by_name = {cheat.name: cheat for cheat in CHEATS}
+    unknown = [name for name in args.names if name not in by_name]
+    if unknown or bool(args.names) == args.all:
+        what = f"no cheat is called {unknown[0]!r}" if unknown else "name cheats, or say --all"
+        print(f"steward: {what}; `steward attack --list` names them", file=sys.stderr)
+        return 2
+    chosen = CHEATS if args.all else tuple(by_name[name] for name in args.names)
+    try:
+        return asyncio.run(_play_all(args, chosen))
+    except StewardError as error:
+        print(f"steward: {error}", file=sys.stderr)
+        return 1
+    except (NoCluster, KeyUnusable) as error:
+        print(f"steward: {error}", file=sys.stderr)
+        return 2
+
+
+async def _play_all(args: argparse.Namespace, chosen: Sequence["Cheat"]) -> int:
+    import aiohttp
+
+    from steward.cli.cheats import Field
+
+    cluster = read_cluster(args.data)
+    failed = 0
+    async with aiohttp.ClientSession() as http:
+        field = Field(args.data, cluster, http)
+        try:
+            for cheat in chosen:
+                trouble, said = await _play(field, cheat)
+                failed += bool(trouble)
+                mark = "FAILED " if trouble else "refused"
+                print(f"{mark} {cheat.name:<28} {trouble or said}", flush=True)
+        finally:
+            await field.close()
+    print(f"{len(chosen) - failed} of {len(chosen)} cheats were refused and recorded")
+    return 1 if failed else 0
+
+
+async def _play(field: "Field", cheat: "Cheat") -> tuple[str, str]:
+    """What is wrong (empty: nothing), and what refused it."""
+    from steward.cli.cheats import CheatWorked
+
+    last, breaches = await _recorded(field)
+    try:
+        said = await cheat.play(field)
+    except CheatWorked as worked:
+        return f"IT WORKED: {worked}", ""
+    except Exception as error:
+        return f"could not be played: {type(error).__name__}: {error}", ""
+    kind = await _find(field, cheat, last)
+    if kind is None:
+        return f"refused ({said}), but not on record as {' or '.join(sorted(cheat.kinds))}", ""
+    if (await _recorded(field))[1] > breaches:
+        return "a breach was recorded; see `steward violations --breaches`", ""
+    return "", f"{said}; recorded as {kind}"
+
+
+async def _recorded(field: "Field") -> tuple[int, int]:
+    """Number of the last violation, and how many breaches there are."""
+    from steward.v1 import registry_service_pb2 as pb
+
+    page = await field.operator.list_violations(
+        field.registry, pb.ListViolationsRequest(limit=1, newest=True)
+    )
+    return (page.violations[-1].number if page.violations else 0), page.breaches
+
+
+async def _find(field: "Field", cheat: "Cheat", last: int) -> str | None:
+    """The kind under which the cheat was recorded after `last`; None when it was not in time."""
+    from steward.v1 import registry_service_pb2 as pb
+
+    until = time.monotonic() + RECORDED_S
+    while True:
+        page = await field.operator.list_violations(
+            field.registry, pb.ListViolationsRequest(after=last, limit=1000)
+        )
+        for violation in page.violations:
+            if violation.kind in cheat.kinds:
+                return str(violation.kind)
+        if time.monotonic() > until:
+            return None
+        await asyncio.sleep(POLL_S)
