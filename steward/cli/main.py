@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "evict": "end a user's sessions",
     "violations": "show refusals and breaches",
     "attack": "play cheats against the cluster; each must be refused and recorded",
+    "supervise": "run an agent node under a process that tells of its death",
     "config": "list and check the settings of all services",
 }
 

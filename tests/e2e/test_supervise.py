@@ -1,0 +1,85 @@
+"""`steward supervise agent`: a death is told as proof, signals pass, and both die together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steward.testing.waiting import wait_for
+
+STEWARD = Path(sys.executable).with_name("steward")
+
+
+@pytest.fixture
+def supervised(start_cluster: Any, tmp_path: Path) -> Any:
+    """A cluster, and one more node under `steward supervise`: (cluster, process, node's pid)."""
+    cluster = start_cluster().wait_ready()
+    registry = cluster.processes["registry"]["grpc"]
+    log = cluster.processes["log"]["grpc"]
+    settings = ("--id", "node-x", "--data", cluster.data, "--registry", registry, "--log", log)
+    process = subprocess.Popen(
+        [STEWARD, "supervise", "agent", *settings],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(lambda: "node-x" in nodes(cluster), 20, "the node has joined")
+        yield cluster, process, child_of(process.pid)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def nodes(cluster: Any) -> set[str]:
+    status = json.loads(cluster.try_steward("status", "--json").stdout or "{}")
+    return {node["node_id"] for node in status.get("nodes", [])}
+
+
+def child_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def test_a_death_is_reported_as_proof_and_its_code_passed_on(supervised: Any) -> None:
+    cluster, process, pid = supervised
+    os.kill(pid, signal.SIGKILL)
+    assert process.wait(10) == 128 + signal.SIGKILL
+    assert "node-x" not in nodes(cluster)
+    log = (cluster.data / "logs" / "registry.log").read_text()
+    fenced = [line for line in log.splitlines() if "node fenced" in line and "node-x" in line]
+    assert len(fenced) == 1
+    assert "reaped by its supervisor" in fenced[0] or "refuses" in fenced[0]
+
+
+def test_a_signal_stops_the_node_in_order(supervised: Any) -> None:
+    cluster, process, pid = supervised
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert not Path(f"/proc/{pid}").exists()
+    wait_for(lambda: "node-x" not in nodes(cluster), 10, "the node has left")
+
+
+def test_a_killed_supervisor_takes_the_node_with_it(supervised: Any) -> None:
+    _, process, pid = supervised
+    process.kill()
+    process.wait(5)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 5, "the node is dead")
+
+
+def test_without_a_name_nothing_is_started() -> None:
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("STEWARD_")}
+    answer = subprocess.run(
+        [STEWARD, "supervise", "agent", "--registry", "127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env=environ,
+    )
+    assert answer.returncode == 2
+    assert "--id" in answer.stderr
