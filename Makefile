@@ -6,9 +6,11 @@ PROTOS := $(wildcard protos/steward/v1/*.proto)
 SERVICE_PROTOS := $(wildcard protos/steward/v1/*_service.proto)
 # For `make run ARGS="--port 8090"` and `make test ARGS="tests/unit -k epoch"`.
 ARGS   ?=
-# For `make simulate SEED=7 N=1`.
+# For `make simulate SEED=7 N=1 TRACE=1 WITHOUT=fence`.
 SEED   ?= 1
 N      ?= 200
+TRACE  ?=
+WITHOUT ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -30,7 +32,7 @@ steward/v1/.made: $(PROTOS) $(VENV)/.made
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I protos --grpc_python_out=. --mypy_grpc_out=quiet:. $(SERVICE_PROTOS)
 	@touch $@
 
-.PHONY: env proto run test lint format lock bench failover rolling simulate clean
+.PHONY: env proto run test lint format lock bench failover rolling simulate model clean
 env: $(VENV)/.made steward/v1/.made ## Make the environment in .venv from the lock files
 
 proto: steward/v1/.made ## Generate steward/v1 from protos/
@@ -51,8 +53,8 @@ format: env ## Format the code
 	$(VENV)/bin/ruff check --fix --quiet .
 	$(VENV)/bin/ruff format .
 
-simulate: env ## Play seeds of the simulation: SEED=first N=how many
-	$(PY) -m steward.testing --seed $(SEED) --count $(N)
+simulate: env ## Play seeds of the simulation: SEED=first N=how many WITHOUT=guard
+	$(PY) -m steward.testing --seed $(SEED) --count $(N) $(if $(TRACE),--trace) $(if $(WITHOUT),--without $(WITHOUT))
 
 bench: env ## Measure latency and throughput on this machine
 	$(PY) -m tests.load.bench $(ARGS)
@@ -62,6 +64,9 @@ failover: env ## Kill nodes under load and measure the pause: ARGS="--kills 200"
 
 rolling: env ## Restart all nodes under load and measure the pause
 	$(PY) -m tests.load.rolling $(ARGS)
+
+model: ## Check the model of ownership with SPIN
+	@$(PYTHON) docs/model/check.py $(ARGS)
 
 lock: $(VENV)/.made ## Resolve the lock files anew
 	$(VENV)/bin/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --output-file requirements.lock pyproject.toml

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from agent_service.core.policy import AgentPolicy, ManagerPolicy
 from agent_service.host.agent_loop import AgentLoop
 from agent_service.host.constructions import ConstructionWatch
 from agent_service.host.host import ManagerHost
+from agent_service.host.log_head import LogHead
+from agent_service.host.orphans import OrphanScan
 from agent_service.log.remote import RemoteLog
 from agent_service.log.sqlite import SqliteLog
 from agent_service.server import ALLOWED, AgentServicer
@@ -25,6 +28,7 @@ from steward.model.keys import NodeId, NodeIncarnation
 from steward.rpc.factory import make_server
 from steward.rpc.keys import CONTROL_KEY, load_or_create_key
 from steward.rpc.roles import Role, RoleCredentials, RoleVerifier
+from steward.rpc.violations import ViolationReporter
 from steward.runtime.service import EnvironmentUnusable, run
 from steward.telemetry.catalog import AgentMetrics, LogMetrics
 from steward.telemetry.lag import LagProbe
@@ -57,7 +61,9 @@ class AgentNode:
         self._log = self._make_log(credentials)
         await self._log.open()
         policy = ManagerPolicy(
-            tuple(AgentPolicy(spec.name, spec.overlap) for spec in self.catalog.agents),
+            tuple(
+                AgentPolicy(spec.name, spec.overlap, spec.on_crash) for spec in self.catalog.agents
+            ),
             settings.max_waiting_runs,
             settings.messages_per_minute,
         )
@@ -82,10 +88,26 @@ class AgentNode:
             credentials,
             hello,
             joined=self._joined,
-            granted=lambda placements: self._host.granted(placements),
+            granted=lambda placements, activate: self._host.granted(placements, activate),
+            hand_off=lambda users, cause: self._host.hand_off(users, cause),
+            evict=lambda users: self._host.evict(users),
+            members=self._members,
+            asked_log_head=lambda: self._log_head.asked(),
+            lease_uncertain=lambda tenants: self._host.lease_uncertain(tenants),
+            lease_certain=lambda: self._host.lease_certain(),
             beat=self._beat,
         )
-        self._host = ManagerHost(self._log, self._session, policy, instruments, self._tracing)
+        self._violations = ViolationReporter(settings.registry, credentials, instruments)
+        self._host = ManagerHost(
+            self._log,
+            self._session,
+            policy,
+            instruments,
+            self._tracing,
+            self._violations,
+            handoff_ms=settings.drain_runs_ms,
+        )
+        self._session.fenced.add_done_callback(lambda fenced: self._host.fence(fenced.result()))
         self._agents = AgentLoop(self.catalog, self._host.verbs, instruments)
         self._host.run_on(self._agents)
         self._host.passivate_after(settings.passivate_after_ms)
@@ -96,46 +118,70 @@ class AgentNode:
         self._agents.start()
         await server.start()
         self._lag.start()
+        self._orphans = OrphanScan(
+            self._log, NodeId(settings.id), self._host.owned, self._session.adopt
+        )
+        self._log_head = LogHead(self._log, self._session.report_log_head)
         self._holding = asyncio.ensure_future(self._session.run())
+        self._tasks = [
+            self._holding,
+            asyncio.ensure_future(self._orphans.run()),
+            asyncio.ensure_future(self._log_head.run()),
+        ]
 
     def unready(self) -> str | None:
-        if self._servicer is None or self._servicer.incarnation is None:
-            return "not joined to the registry"
+        if self._servicer is None:
+            return "it is starting"
+        if (why := self._session.unready()) is not None:
+            return why
         if not self._log_reachable():
             return "no connection to the log"
         return None
 
     async def failed(self) -> None:
         """Ends when this incarnation is over, or the log failed for good."""
-        ends: set[asyncio.Future[Any]] = {self._host.failed, self._session.fenced, self._holding}
+        ends: set[asyncio.Future[Any]] = {self._host.failed, self._host.fenced, *self._tasks}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if self._session.fenced.done():
-            _log.error("this incarnation is over", extra={"cause": self._session.fenced.result()})
-        elif self._holding.done():
-            self._holding.result()
+        for task in self._tasks:
+            if task.done() and not self._session.fenced.done():
+                task.result()
 
     async def stop(self) -> None:
         server, self._server = self._server, None
         if server is None:
             return
-        settings = self.settings
         self._constructions.close()
-        over = self._session.fenced.done() or self._host.failed.done()
-        if not over:
-            self._session.announce_drain()
-            await self._host.drain(settings.drain_runs_ms / 1000, settings.drain_appends_ms / 1000)
-            await self._session.flush(FLUSH_S)
+        over = self._host.fenced.done() or self._host.failed.done()
+        if over:
+            # Silent already, also towards the registry; agents' code may do nothing but end.
+            self._holding.cancel()
+            await self._agents.stop(0)
+        else:
+            await self._let_go()
         assert self._servicer is not None
         self._servicer.close_streams()
         await self._host.close()
-        await server.stop(0.2)
-        self._holding.cancel()
-        await asyncio.gather(self._holding, return_exceptions=True)
+        await server.stop(0 if over else 0.2)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._agents.stop(0.2)
         self._lag.stop()
         if not over:
             await self._log.close()
+        await self._violations.close()
         self._tracing.close()
+
+    async def _let_go(self) -> None:
+        """The drain: other nodes take over, or the next start does. Edges' streams end after it."""
+        settings = self.settings
+        self._session.announce_drain()
+        await self._host.drain(
+            settings.drain_stop_ms / 1000,
+            settings.drain_appends_ms / 1000,
+            settings.drain_runs_ms / 1000,
+        )
+        await self._session.flush(FLUSH_S)
 
     def _make_log(self, credentials: RoleCredentials) -> RemoteLog | SqliteLog:
         settings = self.settings
@@ -147,9 +193,13 @@ class AgentNode:
         return not isinstance(self._log, RemoteLog) or self._log.connected
 
     def _joined(self, incarnation: NodeIncarnation) -> None:
-        self._host.joined(incarnation)
+        self._host.joined(incarnation, self._session.lease_ms)
         assert self._servicer is not None
         self._servicer.incarnation = incarnation
+
+    def _members(self, node_ids: Sequence[NodeId]) -> None:
+        self._host.members(node_ids)
+        self._orphans.members(node_ids)
 
     def _beat(self) -> pb.NodeBeat:
         return pb.NodeBeat(

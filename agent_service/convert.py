@@ -1,6 +1,7 @@
 """Between the node's values and the generated types of its gRPC peers."""
 
 from agent_service.core.commands import (
+    AnnounceClient,
     AttachEdge,
     CancelRun,
     DetachEdge,
@@ -49,7 +50,7 @@ def placement_from_proto(placement: placement_pb2.Placement) -> Placement:
 
 def command_from_proto(
     edge_id: EdgeId, command: pb.EdgeCommand
-) -> AttachEdge | DetachEdge | SubmitMessage | CancelRun | SubmitInput | None:
+) -> AttachEdge | DetachEdge | SubmitMessage | CancelRun | SubmitInput | AnnounceClient | None:
     """The command of an edge; None for a body that this version does not know."""
     match command.WhichOneof("body"):
         case "submit_message":
@@ -76,6 +77,8 @@ def command_from_proto(
         case "submit_input":
             given = command.submit_input
             return SubmitInput(edge_id, command.command_id, given.request_id, given.value)
+        case "announce_client":
+            return AnnounceClient(edge_id, command.announce_client.client_id)
     return None
 
 

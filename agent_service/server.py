@@ -3,12 +3,14 @@
 One `EdgeStream` per (edge, node) pair carries all users. What waits travels together in
 one `NodeBatch`; an edge that does not read fills its box, and then its stream is ended,
 never the memory of the node: it opens another, attaches, and catches up from the log.
+A node that is over ends its streams at once, without what waits in them.
 """
 
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -24,6 +26,7 @@ from steward.model.keys import EdgeId, Epoch, NodeIncarnation, UserKey
 from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
 from steward.rpc.roles import Role
 from steward.rpc.status import abort
+from steward.telemetry.logs import fields
 from steward.v1 import agent_service_pb2 as pb
 from steward.v1.agent_service_pb2_grpc import AgentServiceServicer
 
@@ -41,12 +44,27 @@ HELLO_S = 3.0
 READ_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """An edge asks whether this stream carries anything; comes back behind what waits."""
+
+    number: int
+
+    def ByteSize(self) -> int:
+        """As of the messages that it travels with."""
+        return 10
+
+
+Item = pb.Answer | pb.Delivery | Probe
+
+
 class EdgeStream:
     """One edge's stream, as the host sees it (`EdgePort`)."""
 
     def __init__(self, edge_id: EdgeId) -> None:
         self.edge_id = edge_id
-        self.outbox: Outbox[pb.Answer | pb.Delivery] = Outbox()
+        self.outbox: Outbox[Item] = Outbox()
+        self.aborted = False
 
     def answer(self, user: UserKey, epoch: Epoch, answer: EdgeAnswer, known: Epoch) -> None:
         self._put(convert.answer_to_proto(user, epoch, answer, known))
@@ -58,11 +76,24 @@ class EdgeStream:
         lost = pb.ManagerLost(reason=reason.value, known_epoch=known)
         self._put(pb.Answer(user=convert.user_to_proto(user), epoch=epoch, manager_lost=lost))
 
-    def _put(self, item: pb.Answer | pb.Delivery) -> None:
+    def client_taken(self, user: UserKey, epoch: Epoch, client_id: str) -> None:
+        taken = pb.ClientTaken(client_id=client_id)
+        self._put(pb.Answer(user=convert.user_to_proto(user), epoch=epoch, client_taken=taken))
+
+    def probed(self, number: int) -> None:
+        """A probe came in; it takes the way of every answer and delivery."""
+        self._put(Probe(number))
+
+    def abort(self) -> None:
+        self.aborted = True
+        self.outbox.close()
+
+    def _put(self, item: Item) -> None:
         try:
             self.outbox.put(item)
         except OutboxFull:
-            _log.warning("an edge does not read; its stream is ended", extra={"edge": self.edge_id})
+            told = fields(edge=self.edge_id)
+            _log.warning("an edge does not read; its stream is ended", extra=told)
             self.outbox.close()
         except OutboxClosed:
             pass  # The stream is ending; the edge attaches again on the next one.
@@ -99,6 +130,9 @@ class AgentServicer(AgentServiceServicer):
             )
             while items := await stream.outbox.take(MOST_PER_BATCH):
                 for batch in batches_of(items):
+                    # Also what was taken before this process stood still must not go out.
+                    if self._host.is_silent() or stream.aborted:
+                        return
                     yield pb.HoldEdgeStreamResponse(batch=batch)
         finally:
             self._streams.discard(stream)
@@ -110,6 +144,7 @@ class AgentServicer(AgentServiceServicer):
         self, request: pb.ReadEventsRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> pb.ReadEventsResponse:
         user = convert.user_from_proto(request.user)
+        await self._refuse_if_over(context)
         try:
             wanted = log_convert.range_from(request)
             page = await asyncio.wait_for(self._log.read(user, wanted), READ_S)
@@ -124,6 +159,7 @@ class AgentServicer(AgentServiceServicer):
     ) -> pb.ListThreadsResponse:
         user = convert.user_from_proto(request.user)
         limit = min(request.limit or 100, 1000)
+        await self._refuse_if_over(context)
         try:
             reading = self._log.threads(user, limit, request.page)
             threads, next_page = await asyncio.wait_for(reading, READ_S)
@@ -138,6 +174,11 @@ class AgentServicer(AgentServiceServicer):
         for stream in list(self._streams):
             stream.outbox.close()
 
+    async def _refuse_if_over(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        if self._host.is_silent():
+            message = "this node is over; ask another one"
+            await abort(context, StewardError(Reason.NODE_DRAINING, message))
+
     async def _hello(
         self,
         requests: AsyncIterator[pb.HoldEdgeStreamRequest],
@@ -147,6 +188,7 @@ class AgentServicer(AgentServiceServicer):
             first = await asyncio.wait_for(anext(requests), HELLO_S)
         except (TimeoutError, StopAsyncIteration):
             await abort(context, StewardError(Reason.PROTOCOL_VIOLATION, "hello must come first"))
+        await self._refuse_if_over(context)
         hello = first.hello
         if first.WhichOneof("body") != "hello" or not hello.edge_id:
             await abort(context, StewardError(Reason.PROTOCOL_VIOLATION, "hello must come first"))
@@ -166,6 +208,8 @@ class AgentServicer(AgentServiceServicer):
     ) -> None:
         try:
             async for request in requests:
+                if request.WhichOneof("body") == "probe":
+                    stream.probed(request.probe.number)
                 for proto in request.commands.commands:
                     command = convert.command_from_proto(stream.edge_id, proto)
                     if command is not None:
@@ -177,8 +221,11 @@ class AgentServicer(AgentServiceServicer):
             stream.outbox.close()
 
 
-def batches_of(items: list[pb.Answer | pb.Delivery]) -> Iterator[pb.NodeBatch]:
-    """Messages of at most `MOST_BYTES_PER_BATCH`, or of one item; the order per user is kept."""
+def batches_of(items: Sequence[Item]) -> Iterator[pb.NodeBatch]:
+    """Messages of at most `MOST_BYTES_PER_BATCH`, or of one item; the order per user is kept.
+
+    A probe is never ahead of what was put before it.
+    """
     batch, size = pb.NodeBatch(), 0
     for item in items:
         bytes_more = item.ByteSize()
@@ -187,6 +234,8 @@ def batches_of(items: list[pb.Answer | pb.Delivery]) -> Iterator[pb.NodeBatch]:
             batch, size = pb.NodeBatch(), 0
         if isinstance(item, pb.Answer):
             batch.answers.append(item)
+        elif isinstance(item, Probe):
+            batch.probes.append(item.number)
         else:
             batch.deliveries.append(item)
         size += bytes_more

@@ -26,5 +26,12 @@ class AgentSettings(ServiceSettings):
     passivate_after_ms: int = setting(
         60_000, help="A manager that nobody needs for so long is put away.", unit="ms"
     )
-    drain_runs_ms: int = setting(2500, help="Time that open runs get at a stop.", unit="ms")
+    drain_runs_ms: int = setting(
+        10_000,
+        help="Time that open tool calls get when their user moves to another node.",
+        unit="ms",
+    )
+    drain_stop_ms: int = setting(
+        2500, help="Time that open runs get at a stop without another node.", unit="ms"
+    )
     drain_appends_ms: int = setting(1500, help="Time for the last appends at a stop.", unit="ms")

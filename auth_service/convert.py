@@ -1,5 +1,6 @@
 """Between the wire (`steward.v1`) and the values of the core. Nothing else here knows both."""
 
+from auth_service.core.grants import TicketReplayed
 from auth_service.core.questions import (
     Answer,
     CheckToken,
@@ -51,7 +52,8 @@ def answer_message(request_id: int, answer: Answer) -> pb.AuthAnswer:
         logged_in = pb.LoggedIn(token=answer.token, expires_at_ms=answer.expires_at_ms)
         return pb.AuthAnswer(request_id=request_id, logged_in=logged_in)
     refusal = registry_service_pb2.Refusal(reason=answer.reason.value, message=answer.message)
-    return pb.AuthAnswer(request_id=request_id, refusal=refusal)
+    replayed = user_message(answer.user) if isinstance(answer, TicketReplayed) else None
+    return pb.AuthAnswer(request_id=request_id, refusal=refusal, replayed=replayed)
 
 
 def subject_of(message: placement_pb2.UserKey, scopes: list[str]) -> UserKey:

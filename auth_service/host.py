@@ -22,6 +22,8 @@ from auth_service.core.grants import (
     LOGIN_TTL_MS,
     TICKET_TTL_MS,
     Grant,
+    Ticket,
+    UsedTickets,
     digest_of,
     new_login,
     new_ticket,
@@ -99,6 +101,7 @@ class Authority:
         self._login_token_ttl_s = login_token_ttl_s
         self._clock = clock
         self._listeners: set[Push] = set()
+        self._used = UsedTickets()
 
     @classmethod
     async def open(
@@ -187,11 +190,8 @@ class Authority:
     def _prepare(self, question: Question) -> "_Prepared":
         """Check what needs no store; say what is wanted of it, and how to go on from there."""
         if isinstance(question, RedeemTicket):
-            origin = question.origin
-            return _Prepared(
-                Take(digest_of(question.ticket)),
-                lambda grant: redeem_ticket(grant, origin, self._revocations, self._clock()),
-            )
+            origin, digest = question.origin, digest_of(question.ticket)
+            return _Prepared(Take(digest), lambda grant: self._let_in(digest, grant, origin))
         if isinstance(question, RedeemLogin):
             return _Prepared(Take(digest_of(question.code)), self._log_in)
         try:
@@ -213,6 +213,13 @@ class Authority:
     def _unrevoked(self, identity: Identity) -> Identity:
         self._revocations.check(identity.user, identity.issued_at_ms)
         return identity
+
+    def _let_in(self, digest: bytes, grant: Grant | None, origin: str) -> Identity:
+        if grant is None:
+            self._used.check(digest)
+        elif isinstance(grant, Ticket):
+            self._used.add(digest, grant.identity.user)
+        return redeem_ticket(grant, origin, self._revocations, self._clock())
 
     def _log_in(self, grant: Grant | None) -> LoggedIn:
         now, ttl = self._clock(), self._login_token_ttl_s

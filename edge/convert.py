@@ -4,12 +4,14 @@ from collections.abc import Iterable
 
 from edge.core.commands import (
     Accepted,
+    AnnounceClient,
     Answer,
     AnswerBody,
     Attach,
     Attached,
     CancelAccepted,
     CancelRun,
+    ClientTaken,
     Delivery,
     Detach,
     EdgeCommand,
@@ -21,7 +23,7 @@ from edge.core.commands import (
 )
 from steward.errors import Reason, StewardError
 from steward.model.identity import Identity
-from steward.model.keys import Epoch, NodeId, NodeRev, StreamId, UserKey
+from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, StreamId, UserKey
 from steward.model.placement import Placement
 from steward.v1 import (
     agent_service_pb2,
@@ -47,6 +49,14 @@ def placement_of(proto: placement_pb2.Placement) -> Placement:
         node_rev=NodeRev(proto.node_rev),
         address=proto.address,
     )
+
+
+def nodes_of(proto: registry_service_pb2.ClusterNodes) -> dict[NodeIncarnation, str]:
+    """The living incarnations, and the addresses of their gRPC servers."""
+    return {
+        NodeIncarnation(NodeId(node.node_id), NodeRev(node.node_rev)): node.address
+        for node in proto.nodes
+    }
 
 
 def reason_of(text: str) -> Reason:
@@ -83,6 +93,8 @@ def command_to_proto(command: EdgeCommand) -> agent_service_pb2.EdgeCommand:
             proto.attach.gap_ms = gap_ms
         case Detach():
             proto.detach.SetInParent()
+        case AnnounceClient(client_id):
+            proto.announce_client.client_id = client_id
         case SubmitMessage(id, content, thread_id, agent, overlap):
             message = proto.submit_message
             message.id = id
@@ -126,6 +138,8 @@ def _answer_body_of(proto: agent_service_pb2.Answer) -> AnswerBody:
             return InputAccepted(proto.input_accepted.request_id)
         case "manager_lost":
             return ManagerLost(proto.manager_lost.reason, proto.manager_lost.known_epoch)
+        case "client_taken":
+            return ClientTaken(proto.client_taken.client_id)
         case "refused":
             refusal = proto.refused.refusal
             return Refused(

@@ -10,13 +10,17 @@ from registry_service.core import commands, effects
 from registry_service.core.commands import PeerId
 from registry_service.core.transactions import NodeClaim
 from steward.errors import Reason, StewardError
+from steward.model.evidence import clean
 from steward.model.keys import EdgeId, Epoch, NodeId, NodeIncarnation, NodeRev, UserKey
 from steward.model.placement import Placement
+from steward.model.violations import ViolationKind
+from steward.tokens import MAX_ID_CHARS, is_id
 from steward.v1 import placement_pb2, registry_service_pb2
 
 MOST_USERS = 512
 MOST_ITEMS = 4_096
-MOST_ID_BYTES = 256
+MOST_TEXT_BYTES = 256
+MOST_TRACEPARENT_CHARS = 64
 MAX_EPOCH = (1 << 53) - 1
 
 
@@ -24,20 +28,59 @@ def violation(what: str) -> StewardError:
     return StewardError(Reason.PROTOCOL_VIOLATION, what)
 
 
-def _id(text: str, what: str) -> str:
-    if not text or len(text.encode()) > MOST_ID_BYTES:
-        raise violation(f"{what} must have 1 to {MOST_ID_BYTES} bytes")
+def id_in(text: str, what: str) -> str:
+    """An id as everywhere: 1 to 128 printable characters."""
+    if not is_id(text):
+        raise violation(f"{what} must have 1 to {MAX_ID_CHARS} printable characters")
+    return text
+
+
+def _text_in(text: str, what: str, *, least: int = 0) -> str:
+    """A text that is kept as it is."""
+    if not least <= len(text.encode()) <= MOST_TEXT_BYTES or not (text or "-").isprintable():
+        raise violation(f"{what} must have {least} to {MOST_TEXT_BYTES} printable bytes")
     return text
 
 
 def user_in(proto: placement_pb2.UserKey) -> UserKey:
-    return UserKey(_id(proto.tenant_id, "tenant_id"), _id(proto.user_id, "user_id"))
+    return UserKey(id_in(proto.tenant_id, "tenant_id"), id_in(proto.user_id, "user_id"))
 
 
-def _epoch_in(number: int) -> Epoch:
+def node_id_in(text: str) -> NodeId:
+    return NodeId(id_in(text, "node_id"))
+
+
+def incarnation_in(node_id: str, node_rev: int) -> NodeIncarnation:
+    if node_rev > MAX_EPOCH:
+        raise violation("a node_rev is below 2^53")
+    return NodeIncarnation(node_id_in(node_id), NodeRev(node_rev))
+
+
+def epoch_in(number: int) -> Epoch:
     if number > MAX_EPOCH:
         raise violation("an epoch is below 2^53")
     return Epoch(number)
+
+
+def kind_in(text: str) -> ViolationKind:
+    """A kind of the table; another one is a mistake, or of a newer version."""
+    try:
+        return ViolationKind(text)
+    except ValueError:
+        raise violation(
+            f"{clean(text)[:64]!r} is no kind of violation; docs/violations.md lists them"
+        ) from None
+
+
+def traceparent_in(text: str) -> str:
+    if len(text) > MOST_TRACEPARENT_CHARS or not (text or "-").isprintable():
+        raise violation("a traceparent is that of W3C Trace Context")
+    return text
+
+
+def cause_in(text: str) -> str:
+    """Why something was asked for, in the words of who asked: one line, bounded."""
+    return clean(text)[:MAX_ID_CHARS]
 
 
 def users_in(protos: Iterable[placement_pb2.UserKey]) -> tuple[UserKey, ...]:
@@ -53,7 +96,8 @@ def queries_in(
     if len(proto.users) > MOST_USERS:
         raise violation(f"at most {MOST_USERS} users in one resolve")
     return tuple(
-        commands.UserQuery(user_in(query.user), _epoch_in(query.min_epoch)) for query in proto.users
+        commands.UserQuery(user_in(query.user), epoch_in(query.min_epoch), query.traceparent)
+        for query in proto.users
     )
 
 
@@ -61,19 +105,19 @@ def claim_in(hello: registry_service_pb2.NodeHello) -> NodeClaim:
     if not hello.address.rpartition(":")[2].isdecimal():
         raise violation("address must be host:port")
     return NodeClaim(
-        NodeId(_id(hello.node_id, "node_id")),
-        hello.boot_id,
-        _id(hello.nonce, "nonce"),
-        _id(hello.address, "address"),
-        hello.zone,
+        node_id_in(hello.node_id),
+        _text_in(hello.boot_id, "boot_id"),
+        _text_in(hello.nonce, "nonce", least=1),
+        _text_in(hello.address, "address", least=1),
+        _text_in(hello.zone, "zone"),
         hello.capacity,
-        hello.version,
+        _text_in(hello.version, "version"),
         hello.pid,
     )
 
 
 def edge_id_in(hello: registry_service_pb2.EdgeHello) -> EdgeId:
-    return EdgeId(_id(hello.edge_id, "edge_id"))
+    return EdgeId(id_in(hello.edge_id, "edge_id"))
 
 
 def node_command(
@@ -99,12 +143,16 @@ def node_command(
             refusal = request.refusal
             return commands.ReportRefusal(
                 peer,
-                refusal.kind,
+                kind_in(refusal.kind).value,
                 user_in(refusal.user) if refusal.HasField("user") else None,
-                _epoch_in(refusal.epoch),
-                refusal.evidence,
-                refusal.traceparent,
+                epoch_in(refusal.epoch),
+                clean(refusal.evidence),
+                traceparent_in(refusal.traceparent),
             )
+        case "log_head":
+            return commands.ReportLogHead(peer, epoch_in(request.log_head.largest_fence))
+        case "adopt":
+            return commands.AdoptUsers(peer, users_in(request.adopt.users))
         case other:
             raise violation(f"a node session takes no {other or 'empty message'} now")
 
@@ -118,7 +166,13 @@ def _release_in(
         peer,
         release.request_id,
         tuple(
-            commands.Release(user_in(item.user), _epoch_in(item.epoch), item.cause)
+            commands.Release(
+                user_in(item.user),
+                epoch_in(item.epoch),
+                cause_in(item.cause),
+                item.handoff,
+                item.activate,
+            )
             for item in release.placements
         ),
     )
@@ -136,8 +190,8 @@ def edge_command(
             )
         case "unreachable":
             report = request.unreachable
-            incarnation = NodeIncarnation(NodeId(report.node_id), NodeRev(report.node_rev))
-            return commands.ReportUnreachable(peer, incarnation, report.evidence)
+            incarnation = incarnation_in(report.node_id, report.node_rev)
+            return commands.ReportUnreachable(peer, incarnation, clean(report.evidence))
         case other:
             raise violation(f"an edge session takes no {other or 'empty message'} now")
 
@@ -197,9 +251,10 @@ def node_response(message: effects.Message) -> registry_service_pb2.HoldNodeSess
         case effects.LeaseRenewed(renewal, ttl_ms):
             renewed = registry_service_pb2.LeaseRenewed(renewal=renewal, ttl_ms=ttl_ms)
             return response(renewed=renewed)
-        case effects.PlacementsGranted(placements):
+        case effects.PlacementsGranted(placements, activate):
             granted = registry_service_pb2.PlacementsGranted(
-                placements=[placement_out(placement) for placement in placements]
+                placements=[placement_out(placement) for placement in placements],
+                activate=activate,
             )
             return response(granted=granted)
         case effects.PlacementsConfirmed(request_id, placements):
@@ -215,11 +270,24 @@ def node_response(message: effects.Message) -> registry_service_pb2.HoldNodeSess
             return response(released=released)
         case effects.NodeFenced():
             return response(fenced=fenced_out(message))
-        case effects.NodeWelcome(node_rev, ttl_ms, beat_ms, registry_id):
+        case effects.NodeWelcome(node_rev, ttl_ms, beat_ms, registry_id, strict_tenants):
             welcome = registry_service_pb2.NodeWelcome(
-                node_rev=node_rev, ttl_ms=ttl_ms, beat_ms=beat_ms, registry_id=registry_id
+                node_rev=node_rev,
+                ttl_ms=ttl_ms,
+                beat_ms=beat_ms,
+                registry_id=registry_id,
+                strict_tenants=strict_tenants,
             )
             return response(welcome=welcome)
+        case effects.HandOffUsers(users, cause):
+            hand_off = registry_service_pb2.HandOffUsers(users=_owned_out(users), cause=cause)
+            return response(hand_off=hand_off)
+        case effects.EvictManagers(users):
+            return response(evict=registry_service_pb2.EvictManagers(users=_owned_out(users)))
+        case effects.ClusterMembers(node_ids):
+            return response(members=registry_service_pb2.ClusterMembers(node_ids=node_ids))
+        case effects.AskLogHead():
+            return response(ask_log_head=registry_service_pb2.AskLogHead())
         case _:
             raise TypeError(f"{type(message).__name__} is no message to a node")
 
@@ -234,6 +302,14 @@ def edge_response(message: effects.Message) -> registry_service_pb2.HoldEdgeSess
             return response(node_fenced=fenced_out(message))
         case effects.EdgeWelcome(registry_id):
             return response(welcome=registry_service_pb2.EdgeWelcome(registry_id=registry_id))
+        case effects.PlacementMoved(placement):
+            moved = registry_service_pb2.PlacementMoved(placement=placement_out(placement))
+            return response(moved=moved)
+        case effects.ClusterNodes(nodes):
+            return response(nodes=registry_service_pb2.ClusterNodes(nodes=_nodes_out(nodes)))
+        case effects.EvictSessions(user, cause):
+            evicted = registry_service_pb2.UserEvicted(user=user_out(user), cause=cause)
+            return response(evicted=evicted)
         case _:
             raise TypeError(f"{type(message).__name__} is no message to an edge")
 
@@ -241,7 +317,23 @@ def edge_response(message: effects.Message) -> registry_service_pb2.HoldEdgeSess
 def cluster_out(
     cluster: str, described: effects.ClusterDescribed
 ) -> registry_service_pb2.DescribeClusterResponse:
-    nodes = [
+    return registry_service_pb2.DescribeClusterResponse(
+        cluster=cluster,
+        nodes=_nodes_out(described.nodes),
+        revision=described.revision,
+        placements=described.placements,
+        edges=described.edges,
+    )
+
+
+def _owned_out(users: Iterable[effects.OwnedUser]) -> list[registry_service_pb2.OwnedUser]:
+    return [
+        registry_service_pb2.OwnedUser(user=user_out(user), epoch=epoch) for user, epoch in users
+    ]
+
+
+def _nodes_out(nodes: Iterable[effects.NodeStatus]) -> list[placement_pb2.Node]:
+    return [
         placement_pb2.Node(
             node_id=node.record.claim.node_id,
             node_rev=node.record.node_rev,
@@ -252,12 +344,5 @@ def cluster_out(
             draining=node.draining,
             managers=node.managers,
         )
-        for node in described.nodes
+        for node in nodes
     ]
-    return registry_service_pb2.DescribeClusterResponse(
-        cluster=cluster,
-        nodes=nodes,
-        revision=described.revision,
-        placements=described.placements,
-        edges=described.edges,
-    )

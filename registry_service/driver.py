@@ -35,6 +35,7 @@ from registry_service.core.effects import (
     Commit,
     Dial,
     Effect,
+    GenerationRaised,
     GraceBegun,
     Halt,
     ManagersResolved,
@@ -42,15 +43,25 @@ from registry_service.core.effects import (
     NodeDraining,
     NodeLost,
     NodeUp,
-    RefusalRecorded,
+    PlacementEnded,
     Send,
+    ViolationSeen,
 )
 from registry_service.core.registry import Registry, RegistrySnapshot
-from registry_service.core.transactions import Outcome
+from registry_service.core.transactions import (
+    Committed,
+    Outcome,
+    RecordViolation,
+    StoreOperation,
+    TermLost,
+)
+from registry_service.recorder import ViolationRecorder
 from registry_service.store.port import PlacementStore, StoreFailed
 from registry_service.uplink import Dialer
+from registry_service.watch import Tails
 from steward.model.keys import NodeIncarnation
 from steward.model.placement import Placement
+from steward.model.violations import Severity, Violation
 from steward.telemetry.catalog import RegistryMetrics
 from steward.telemetry.logs import fields
 
@@ -79,7 +90,10 @@ class RegistryDriver:
         clock: Callable[[], int],
     ) -> None:
         self._machine = machine
-        self._store = store
+        self.store = store
+        # What watchers of violations and placements wait on, and the way of reports to the store.
+        self.tails = Tails()
+        self.recorder = ViolationRecorder(store, self._committed)
         self._dialer = dialer
         self._metrics = _Counters(metrics)
         self._clock = clock
@@ -95,7 +109,8 @@ class RegistryDriver:
 
     async def start(self) -> None:
         """Open the store and begin. Raises EnvironmentUnusable."""
-        view = await self._store.open()
+        view = await self.store.open()
+        self.tails.advance(self.store.mark)
         self.submit(Recover(view))
         self._task = asyncio.create_task(self._run(), name="registry-driver")
 
@@ -114,7 +129,8 @@ class RegistryDriver:
             await asyncio.wait(dials)
         for peer in list(self._peers.values()):
             peer.end()
-        await self._store.close()
+        self.tails.end()
+        await self.store.close()
 
     async def failed(self) -> str:
         """Returns why, when this process must end: the store is broken, or somebody else's."""
@@ -162,8 +178,10 @@ class RegistryDriver:
                     peer.deliver(message)
             case Commit(transaction, operations):
                 began = time.perf_counter()
-                future = self._store.commit(operations)
-                future.add_done_callback(lambda done: self._committed(transaction, began, done))
+                future = self.store.commit(operations)
+                future.add_done_callback(
+                    lambda done: self._finish(transaction, operations, began, done)
+                )
             case Close(number):
                 peer = self._peers.get(number)
                 if peer is not None:
@@ -189,25 +207,65 @@ class RegistryDriver:
                         **_node(incarnation), cause=cause, evidence=evidence.value, detail=detail
                     ),
                 )
-            case RefusalRecorded(kind, detail):
-                self._metrics.refused(kind)
-                _log.warning("refusal", extra=fields(kind=kind, detail=detail))
+            case ViolationSeen():
+                pass  # Counted when its transaction came back, like those that came by a call.
+            case PlacementEnded(_, cause, took_ms):
+                _log.info("placement ended", extra=fields(cause=cause, took_ms=took_ms))
+            case GenerationRaised(generation, cause):
+                _log.warning("generation raised", extra=fields(generation=generation, cause=cause))
             case GraceBegun(cause, _):
                 _log.info("grace begins", extra=fields(cause=cause))
 
-    def _committed(
-        self, transaction: TransactionId, began: float, done: "asyncio.Future[Outcome]"
+    def _finish(
+        self,
+        transaction: TransactionId,
+        operations: tuple[StoreOperation, ...],
+        began: float,
+        done: "asyncio.Future[Outcome]",
     ) -> None:
+        outcome = self._committed(operations, done)
+        if outcome is not None:
+            self._metrics.committed(time.perf_counter() - began)
+            self.submit(FinishTransaction(transaction, outcome))
+
+    def _committed(
+        self, operations: tuple[StoreOperation, ...], done: "asyncio.Future[Outcome]"
+    ) -> Outcome | None:
+        """The outcome of any transaction, after watchers were told and violations counted.
+
+        None when there is no outcome: then this process must end.
+        """
         if done.cancelled():
-            return
+            return None
         error = done.exception()
         if error is not None:
             if not isinstance(error, StoreFailed):
                 _log.error("the store failed in a way that it should not", exc_info=error)
             self._fail(str(error))
-            return
-        self._metrics.committed(time.perf_counter() - began)
-        self.submit(FinishTransaction(transaction, done.result()))
+            return None
+        outcome = done.result()
+        if isinstance(outcome, TermLost):
+            self._fail(f"another registry process holds the store (term {outcome.term})")
+        if isinstance(outcome, Committed):
+            self.tails.advance(self.store.mark)
+            for operation in operations:
+                if isinstance(operation, RecordViolation):
+                    self._recorded(operation.violation, operation.reporter)
+        return outcome
+
+    def _recorded(self, violation: Violation, reporter: str) -> None:
+        self._metrics.violated(violation)
+        breach = violation.severity is Severity.BREACH
+        _log.log(
+            logging.ERROR if breach else logging.WARNING,
+            "breach" if breach else "refusal",
+            extra=fields(
+                kind=violation.kind.value,
+                reporter=reporter,
+                detail=violation.evidence,
+                trace=violation.traceparent,
+            ),
+        )
 
     async def _dial(self, dial: DialId, address: str) -> None:
         outcome = await self._dialer.dial(address)
@@ -266,8 +324,9 @@ class _Counters:
     def fenced(self, evidence: str) -> None:
         self._metrics.fences.labels(evidence).inc()
 
-    def refused(self, kind: str) -> None:
-        self._metrics.refusals.labels(kind).inc()
+    def violated(self, violation: Violation) -> None:
+        labels = (violation.severity.value, violation.kind.value)
+        self._metrics.violations.labels(*labels).inc(violation.count)
 
     def observe(self, snapshot: RegistrySnapshot) -> None:
         nodes = [node for node in snapshot.nodes if not node.fencing]

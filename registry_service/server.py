@@ -7,7 +7,8 @@ machine must not wait for anybody.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -18,7 +19,11 @@ from registry_service.core.commands import (
     CloseNodeSession,
     Command,
     DescribeCluster,
+    DrainNode,
+    EvictUser,
+    FenceNodeByOperator,
     FindPlacement,
+    MoveUser,
     OpenEdgeSession,
     OpenNodeSession,
     PeerId,
@@ -31,14 +36,22 @@ from registry_service.core.effects import (
     DeathRecorded,
     ManagersResolved,
     Message,
+    NodeDrained,
+    NodeFencedByOperator,
     PlacementFound,
     Refused,
+    UserEvicted,
+    UserMoved,
 )
 from registry_service.driver import RegistryDriver
+from registry_service.records import Records
+from registry_service.store.port import StoreFailed
 from steward.errors import Reason, StewardError
+from steward.model.evidence import clean
 from steward.model.keys import NodeId
+from steward.model.violations import Violation, ViolationKind
 from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
-from steward.rpc.roles import Role
+from steward.rpc.roles import ForeignCluster, Role
 from steward.rpc.status import abort
 from steward.telemetry.catalog import RegistryMetrics
 from steward.telemetry.tracing import Tracing
@@ -53,12 +66,26 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
     _SERVICE + "FindPlacement": frozenset({Role.OPERATOR}),
     _SERVICE + "DescribeCluster": frozenset({Role.OPERATOR}),
     _SERVICE + "ReportDeath": frozenset({Role.OPERATOR}),
+    _SERVICE + "DrainNode": frozenset({Role.OPERATOR}),
+    _SERVICE + "FenceNode": frozenset({Role.OPERATOR}),
+    _SERVICE + "MoveUser": frozenset({Role.OPERATOR}),
+    _SERVICE + "EvictUser": frozenset({Role.OPERATOR}),
+    _SERVICE + "ReportViolations": frozenset(
+        {Role.AGENT, Role.EDGE, Role.LOG, Role.AUTH, Role.OPERATOR}
+    ),
+    _SERVICE + "ListViolations": frozenset({Role.OPERATOR}),
+    _SERVICE + "WatchViolations": frozenset({Role.OPERATOR}),
+    _SERVICE + "WatchPlacements": frozenset({Role.OPERATOR}),
+    _SERVICE + "ReadLedger": frozenset({Role.OPERATOR}),
 }
 """Who may call what; a method that is not here may be called by nobody."""
 
 HELLO_TIMEOUT_S = 5.0
 CALL_TIMEOUT_S = 5.0
+MOVE_TIMEOUT_S = 38.0
+"""The old node may wait for a running tool call; the machine's own limit is below this."""
 OUTBOX_MESSAGES = 8_192
+REPORTER = "registry:door"
 WRITE_AT_ONCE = 64
 
 Request = TypeVar("Request")
@@ -114,6 +141,7 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         self, driver: RegistryDriver, cluster: str, metrics: RegistryMetrics, tracing: Tracing
     ) -> None:
         self._driver = driver
+        self._records = Records(driver)
         self._cluster = cluster
         self._resolve_seconds = metrics.resolve_seconds
         self._tracing = tracing
@@ -126,7 +154,7 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
     ) -> None:
         hello = await self._hello(context)
         try:
-            self._check_cluster(hello.cluster)
+            self._check_cluster(hello.cluster, f"agent:{hello.node_id}", hello.address)
             claim = convert.claim_in(hello)
         except StewardError as error:
             await abort(context, error)
@@ -151,7 +179,7 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
     ) -> None:
         hello = await self._hello(context)
         try:
-            self._check_cluster(hello.cluster)
+            self._check_cluster(hello.cluster, f"edge:{hello.edge_id}", "")
             edge_id = convert.edge_id_in(hello)
         except StewardError as error:
             await abort(context, error)
@@ -199,8 +227,18 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
             await abort(context, convert.violation("a session begins with its hello"))
         return first.hello
 
-    def _check_cluster(self, cluster: str) -> None:
+    def notice_foreign(self, caller: ForeignCluster) -> None:
+        """A process with a token of another cluster was refused: keep that on record."""
+        self._notice_foreign(caller.theirs, caller.who, "")
+
+    def _notice_foreign(self, cluster: str, who: str, address: str) -> None:
+        at = f" at {address}" if address else ""
+        evidence = clean(f"{who}{at} is of cluster {cluster!r}, this one is {self._cluster!r}")
+        self._driver.recorder.notice(Violation(ViolationKind.WRONG_CLUSTER, evidence), REPORTER)
+
+    def _check_cluster(self, cluster: str, who: str, address: str) -> None:
         if cluster != self._cluster:
+            self._notice_foreign(cluster, who, address)
             raise StewardError(
                 Reason.PERMISSION_DENIED, f"this is cluster {self._cluster!r}; check --cluster"
             )
@@ -241,15 +279,21 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
     # Calls
 
     async def _ask(
-        self, context: Any, kind: type[MessageT], command: Callable[[PeerId], Command]
+        self,
+        context: Any,
+        kind: type[MessageT],
+        command: Callable[[PeerId], Command],
+        timeout_s: float = CALL_TIMEOUT_S,
     ) -> MessageT:
         """Submit a command and wait for its one answer; ends the call when there is none."""
         call = _Call[MessageT]()
         peer = self._driver.connect(call)
         try:
             self._driver.submit(command(peer))
-            async with asyncio.timeout(CALL_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 answer = await call.answer
+            if isinstance(answer, Refused):
+                raise StewardError(answer.reason, answer.message)
             if not isinstance(answer, kind):
                 raise StewardError(Reason.INTERNAL, "the registry gave another answer")
             return answer
@@ -284,7 +328,9 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         if found.placement is None:
             return registry_service_pb2.FindPlacementResponse()
         return registry_service_pb2.FindPlacementResponse(
-            placement=convert.placement_out(found.placement), node_alive=found.alive
+            placement=convert.placement_out(found.placement),
+            node_alive=found.alive,
+            edges=found.edges,
         )
 
     async def DescribeCluster(
@@ -299,6 +345,112 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         recorded = await self._ask(
             context,
             DeathRecorded,
-            lambda peer: ReportDeath(peer, NodeId(request.node_id), request.pid, request.evidence),
+            lambda peer: ReportDeath(
+                peer, convert.node_id_in(request.node_id), request.pid, clean(request.evidence)
+            ),
         )
         return registry_service_pb2.ReportDeathResponse(fenced=recorded.fenced)
+
+    async def DrainNode(
+        self, request: registry_service_pb2.DrainNodeRequest, context: Any
+    ) -> registry_service_pb2.DrainNodeResponse:
+        drained = await self._ask(
+            context,
+            NodeDrained,
+            lambda peer: DrainNode(peer, convert.node_id_in(request.node_id)),
+        )
+        return registry_service_pb2.DrainNodeResponse(
+            node_rev=drained.node_rev, placements=drained.placements
+        )
+
+    async def FenceNode(
+        self, request: registry_service_pb2.FenceNodeRequest, context: Any
+    ) -> registry_service_pb2.FenceNodeResponse:
+        fenced = await self._ask(
+            context,
+            NodeFencedByOperator,
+            lambda peer: FenceNodeByOperator(
+                peer, convert.node_id_in(request.node_id), convert.cause_in(request.cause)
+            ),
+        )
+        return registry_service_pb2.FenceNodeResponse(node_rev=fenced.node_rev)
+
+    async def MoveUser(
+        self, request: registry_service_pb2.MoveUserRequest, context: Any
+    ) -> registry_service_pb2.MoveUserResponse:
+        moved = await self._ask(
+            context,
+            UserMoved,
+            lambda peer: MoveUser(
+                peer,
+                convert.user_in(request.user),
+                convert.node_id_in(request.node_id) if request.node_id else NodeId(""),
+            ),
+            MOVE_TIMEOUT_S,
+        )
+        return registry_service_pb2.MoveUserResponse(
+            placement=convert.placement_out(moved.placement), from_node=moved.from_node
+        )
+
+    async def EvictUser(
+        self, request: registry_service_pb2.EvictUserRequest, context: Any
+    ) -> registry_service_pb2.EvictUserResponse:
+        evicted = await self._ask(
+            context,
+            UserEvicted,
+            lambda peer: EvictUser(
+                peer, convert.user_in(request.user), convert.cause_in(request.cause)
+            ),
+            MOVE_TIMEOUT_S,
+        )
+        return registry_service_pb2.EvictUserResponse(epoch=evicted.epoch)
+
+    # Records
+
+    async def ReportViolations(
+        self, request: registry_service_pb2.ReportViolationsRequest, context: Any
+    ) -> registry_service_pb2.ReportViolationsResponse:
+        return await _or_abort(context, self._records.report(request, context))
+
+    async def ListViolations(
+        self, request: registry_service_pb2.ListViolationsRequest, context: Any
+    ) -> registry_service_pb2.ListViolationsResponse:
+        return await _or_abort(context, self._records.list_violations(request))
+
+    async def ReadLedger(
+        self, request: registry_service_pb2.ReadLedgerRequest, context: Any
+    ) -> registry_service_pb2.ReadLedgerResponse:
+        return await _or_abort(context, self._records.read_ledger(request))
+
+    # Written with write on the context: a cancelled call then ends at once where it waits.
+    async def WatchViolations(  # type: ignore[override]
+        self, request: registry_service_pb2.WatchViolationsRequest, context: Any
+    ) -> None:
+        await _watch(context, self._records.watch_violations(request))
+
+    async def WatchPlacements(  # type: ignore[override]
+        self, request: registry_service_pb2.WatchPlacementsRequest, context: Any
+    ) -> None:
+        await _watch(context, self._records.watch_placements(request))
+
+
+async def _or_abort(context: Any, answer: Awaitable[Response]) -> Response:
+    """The answer; ends the call with the row of the error table when there is none."""
+    try:
+        return await answer
+    except StewardError as error:
+        await abort(context, error)
+
+
+async def _watch(context: Any, responses: AsyncGenerator[Response, None]) -> None:
+    """Write what comes until the client is gone; a client that does not read is waited for."""
+    try:
+        async with aclosing(responses):
+            async for response in responses:
+                await context.write(response)
+    except StoreFailed:
+        await abort(
+            context, StewardError(Reason.STORE_UNAVAILABLE, "the store failed; watch again")
+        )
+    except StewardError as error:
+        await abort(context, error)

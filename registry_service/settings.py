@@ -22,6 +22,18 @@ class RegistrySettings(ServiceSettings):
     )
     cached_placements: int = setting(262_144, help="Placements kept in memory.", unit="users")
     most_waiting: int = setting(65_536, help="Resolves that may wait at once.", unit="users")
+    handoffs_at_once: int = setting(
+        32, help="Users that a draining node hands off at a time.", unit="users"
+    )
+    strict_tenants: tuple[str, ...] = setting(
+        (), help="Tenants whose users wait until a suspected node has stopped for sure."
+    )
+    log_floor: bool = setting(
+        True, help="Grant nothing until a node has told the largest fence in the event log."
+    )
+    kept_violations: int = setting(
+        100_000, help="Recorded violations that are kept; the oldest refusals go.", unit="rows"
+    )
 
     def name(self) -> str:
         """The id of this process; `registry` unless set."""
@@ -36,4 +48,7 @@ class RegistrySettings(ServiceSettings):
             resolve_wait_ms=self.resolve_wait_ms,
             cached_placements=self.cached_placements,
             most_waiting=self.most_waiting,
+            handoffs_at_once=self.handoffs_at_once,
+            strict_tenants=frozenset(self.strict_tenants),
+            log_floor=self.log_floor,
         )

@@ -58,6 +58,14 @@ class SubmitInput:
 
 
 @dataclass(frozen=True, slots=True)
+class AnnounceClient:
+    """A connection with this client id is at this edge now: all others end theirs. Not answered."""
+
+    edge_id: EdgeId
+    client_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ApplyVerbs:
     """What agents of this user asked for, in the order of each run."""
 
@@ -80,8 +88,48 @@ class Fence:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallThought:
+    """The journal of a resumed run holds a thought, so that none has to be made up for it.
+
+    Comes before the first verb of the execution.
+    """
+
+    run_id: RunId
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonRun:
+    """This run can't be executed here: end it as failed, with this error."""
+
+    run_id: RunId
+    error_type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
-    """Planned end (drain, stop): write who let go and why, then take nothing new."""
+    """Planned end without a successor (stop, passivation).
+
+    Nothing new begins; when every run is at a boundary, or at `until_ms` (boot clock; the past
+    means now), who let go and why is written, and the manager ends. Safe to send again with an
+    earlier time, and at that time.
+    """
+
+    cause: str
+    until_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HandOff:
+    """Planned move: as `Release`, but another node's manager goes on at once."""
+
+    cause: str
+    until_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """An operator ends this user's sessions: cancel every run, then let go."""
 
     cause: str
 
@@ -92,8 +140,13 @@ Command = (
     | SubmitMessage
     | CancelRun
     | SubmitInput
+    | AnnounceClient
     | ApplyVerbs
     | FinishAppend
+    | RecallThought
+    | AbandonRun
     | Fence
     | Release
+    | HandOff
+    | Evict
 )

@@ -7,6 +7,8 @@ from steward.errors import Reason
 from steward.model.keys import EdgeId, Epoch, RunId, Sequence, StreamId, ThreadId
 from steward.model.verbs import EventType, Outcome, RunKey, VerbsAcknowledged
 
+NO_SEQUENCE = Sequence(0)
+
 
 @dataclass(frozen=True, slots=True)
 class WriteAppend:
@@ -66,8 +68,20 @@ class AnswerRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class TellClientTaken:
+    """These edges end their connections with this client id: there is a newer one elsewhere."""
+
+    edges: tuple[EdgeId, ...]
+    client_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class StartRun:
-    """Call the agent. `until` is the sequence of agent_started: the history goes up to there."""
+    """Call the agent. The history goes up to `until`, the last event before this execution.
+
+    A later `attempt` gets a journal: the events of the run after `since`, which is the sequence of
+    its user_message (0 at the first attempt), and the finished `steps`, (step id, JSON value).
+    """
 
     key: RunKey
     agent: str
@@ -76,6 +90,8 @@ class StartRun:
     attempt: int
     traceparent: str
     until: Sequence
+    since: Sequence = NO_SEQUENCE
+    steps: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +110,31 @@ class CountRun:
 
 
 @dataclass(frozen=True, slots=True)
+class ObserveMove:
+    """manager_moved is stored: `cause` and `gap_ms` are those of the event."""
+
+    cause: str
+    gap_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class AcknowledgeVerbs:
     acknowledged: VerbsAcknowledged
 
 
 @dataclass(frozen=True, slots=True)
 class EndManager:
-    """This manager is over; drop it, tell its edges. `fence`: the higher epoch, 0 if released."""
+    """This manager is over; drop it, tell its edges. `fence`: the higher epoch, 0 if released.
+
+    `handoff`: the next node takes over now, and with `activate` also when nobody is connected,
+    since there are open runs.
+    """
 
     fence: Epoch
     reason: Reason
     cause: str
+    handoff: bool = False
+    activate: bool = False
 
 
 Effect = (
@@ -114,9 +144,11 @@ Effect = (
     | AnswerAccepted
     | AnswerCancelled
     | AnswerRefused
+    | TellClientTaken
     | StartRun
     | StopRun
     | CountRun
+    | ObserveMove
     | AcknowledgeVerbs
     | EndManager
 )

@@ -33,7 +33,10 @@ class MessageForgotten:
 
 @dataclass(frozen=True, slots=True)
 class RunOpened:
-    """A run waits (`started_ms` 0) or executes. `sequence` is that of its user_message."""
+    """A run waits (`started_ms` 0) or executes. `sequence` is that of its user_message.
+
+    `attempt` counts its executions from 1, `crashes` those that ended with their node.
+    """
 
     run_id: RunId
     thread_id: ThreadId
@@ -42,6 +45,8 @@ class RunOpened:
     content: bytes
     traceparent: str
     started_ms: int
+    attempt: int = 1
+    crashes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,21 @@ class CallClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class StepRecorded:
+    """A finished step of an open run, and the JSON of its value."""
+
+    run_id: RunId
+    step_id: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StepForgotten:
+    run_id: RunId
+    step_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ThreadTouched:
     """Write-only here: listings read it from the log. The title of the first put is kept."""
 
@@ -81,11 +101,15 @@ class StateSaved:
 
 @dataclass(frozen=True, slots=True)
 class OwnerChanged:
-    """Who writes this stream. `released`: why a manager let go by plan; empty while it lives."""
+    """Who writes this stream. `released`: why a manager let go by plan; empty while it lives.
+
+    `at_ms` is when it let go, Unix milliseconds.
+    """
 
     node_id: str
     epoch: Epoch
     released: str
+    at_ms: int = 0
 
 
 Fact = (
@@ -95,6 +119,8 @@ Fact = (
     | RunClosed
     | CallOpened
     | CallClosed
+    | StepRecorded
+    | StepForgotten
     | ThreadTouched
     | StateSaved
     | OwnerChanged
@@ -118,6 +144,8 @@ def record_of(fact: Fact) -> Record:
                     "content": orjson.Fragment(fact.content),
                     "trace": fact.traceparent,
                     "started": fact.started_ms,
+                    "attempt": fact.attempt,
+                    "crashes": fact.crashes,
                 }
             )
             return Record(RecordKind.RUN, fact.run_id, value)
@@ -128,13 +156,20 @@ def record_of(fact: Fact) -> Record:
             return Record(RecordKind.CALL, call_id, value)
         case CallClosed(call_id):
             return Record(RecordKind.CALL, call_id, deleted=True)
+        case StepRecorded(run_id, step_id, value):
+            value = orjson.dumps({"run": run_id, "step": step_id, "value": orjson.Fragment(value)})
+            return Record(RecordKind.STEP, _step_key(run_id, step_id), value)
+        case StepForgotten(run_id, step_id):
+            return Record(RecordKind.STEP, _step_key(run_id, step_id), deleted=True)
         case ThreadTouched(thread_id, title, sequence, updated_at):
             value = orjson.dumps({"title": title, "sequence": sequence, "updated_at": updated_at})
             return Record(RecordKind.THREAD, thread_id, value)
         case StateSaved(state):
             return Record(RecordKind.STATE, _STATE_KEY, state)
-        case OwnerChanged(node_id, epoch, released):
-            value = orjson.dumps({"node": node_id, "epoch": epoch, "released": released})
+        case OwnerChanged(node_id, epoch, released, at_ms):
+            value = orjson.dumps(
+                {"node": node_id, "epoch": epoch, "released": released, "at": at_ms}
+            )
             return Record(RecordKind.OWNER, _OWNER_KEY, value)
 
 
@@ -157,9 +192,20 @@ def fact_of(record: Record) -> Fact:
                 orjson.dumps(value["content"]),
                 value["trace"],
                 value["started"],
+                value.get("attempt", 1),
+                value.get("crashes", 0),
             )
         case RecordKind.CALL:
             return CallOpened(record.key, RunId(value["run"]), value["tool"], value["at"])
+        case RecordKind.STEP:
+            return StepRecorded(RunId(value["run"]), value["step"], orjson.dumps(value["value"]))
         case RecordKind.OWNER:
-            return OwnerChanged(value["node"], Epoch(value["epoch"]), value["released"])
+            return OwnerChanged(
+                value["node"], Epoch(value["epoch"]), value["released"], value.get("at", 0)
+            )
     raise ValueError(f"a manager can't start from a record of kind {record.kind!r}")
+
+
+def _step_key(run_id: RunId, step_id: str) -> str:
+    """Ids of runs hold no space; names of steps are the author's, and may repeat between runs."""
+    return f"{run_id} {step_id}"

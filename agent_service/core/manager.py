@@ -6,79 +6,80 @@ nothing here does I/O, reads a clock or knows gRPC.
 
 Guarantees: an event is delivered only after the log committed it; at most one append is
 in flight; effects wait for the records made before them; every started run ends with
-exactly one agent_completed, its tool calls completed before; a repeated message id is
-answered with the first result. After a refused append, a fence, or a release it
-does nothing more. It does not guarantee to be the only one: the log's fence does.
+exactly one agent_completed, its tool calls completed before, also when several managers
+in turn executed it; a repeated message id is answered with the first result. After a refused
+append, a fence, or a release it does nothing more. It does not guarantee to be the only one:
+the log's fence does.
+
+Leaving by plan, it goes on serving: messages are stored and wait for the next manager,
+open tool calls may end. Only while the last record is on its way is everything turned
+away. How runs begin, go on and end is in `runs`; what is written goes through `writing`.
 
 Times: `now_ms` is the boot clock, for limits; `wall_ms` stamps events and decides nothing but
 how long a message id is kept.
 """
 
 from collections import deque
+from dataclasses import replace
 from typing import NoReturn, Self
 
 import orjson
 
 from agent_service.core.commands import (
+    AbandonRun,
+    AnnounceClient,
     ApplyVerbs,
     AttachEdge,
     CancelRun,
     Command,
     DetachEdge,
+    Evict,
     Fence,
     FinishAppend,
+    HandOff,
+    RecallThought,
     Release,
     SubmitInput,
     SubmitMessage,
 )
 from agent_service.core.effects import (
-    AcknowledgeVerbs,
     AnswerAccepted,
     AnswerAttached,
     AnswerCancelled,
     AnswerRefused,
-    CountRun,
     Deliver,
     Effect,
     EndManager,
-    StartRun,
-    StopRun,
+    ObserveMove,
+    TellClientTaken,
 )
-from agent_service.core.encoding import EventEncoder, RunEnvelope, run_envelope, title_of
+from agent_service.core.encoding import EventEncoder, title_of
 from agent_service.core.facts import (
-    CallClosed,
-    CallOpened,
-    Fact,
     MessageAccepted,
     MessageForgotten,
     OwnerChanged,
-    RunClosed,
     RunOpened,
-    StateSaved,
     ThreadTouched,
-    record_of,
 )
 from agent_service.core.grants import Grant, refuse_construction
-from agent_service.core.journal import Committed, Fenced, Sealed, StoredEvent
+from agent_service.core.journal import Committed, Fenced, Sealed
 from agent_service.core.limits import MessagesPerMinute
 from agent_service.core.outgoing import Outgoing
 from agent_service.core.policy import ManagerPolicy
-from agent_service.core.state import ManagerState, RunState
+from agent_service.core.runs import Runs
+from agent_service.core.state import ManagerState
+from agent_service.core.writing import StreamWriter
 from steward.errors import Reason
-from steward.model.keys import EdgeId, Epoch, RunId, Sequence, StreamId, ThreadId
-from steward.model.verbs import (
-    EmitEvent,
-    EventType,
-    FinishRun,
-    Outcome,
-    RunKey,
-    Verb,
-    VerbsAcknowledged,
-)
+from steward.model.keys import EdgeId, Epoch, Sequence, StreamId
+from steward.model.verbs import EventType, Outcome, RunKey
 
 KEEP_MESSAGE_IDS = 10_000
 KEEP_MESSAGE_MS = 24 * 3600 * 1000
-WORKING = b'{"thought":"Working","delta":false}'
+HANDOFF = "handoff"
+"""What a manager that was moved by plan leaves in its last record."""
+
+EVICTED = "evicted"
+NO_FENCE = Epoch(0)
 
 
 class Manager:
@@ -101,13 +102,16 @@ class Manager:
         self._oldest = sealed.oldest_sequence
         self._out = Outgoing(placement.user, placement.epoch, sealed)
         self._state = ManagerState(sealed.records)
-        self._encoder = EventEncoder(sealed.stream_id, placement.epoch)
-        self._envelopes: dict[RunId, RunEnvelope] = {}
+        encoder = EventEncoder(sealed.stream_id, placement.epoch)
+        self._writer = StreamWriter(self._node_id, self.epoch, self._state, self._out, encoder)
+        self._runs = Runs(self.user, self.epoch, self._agents, self._state, self._writer)
         self._edges: dict[EdgeId, None] = {}
         self._rate = MessagesPerMinute(policy.messages_per_minute)
         self._held: deque[ApplyVerbs | SubmitMessage | CancelRun | SubmitInput] = deque()
         self._begun = False
-        self._releasing: str | None = None
+        self._leaving: Release | HandOff | None = None
+        # The last record is on its way: nothing is taken any more.
+        self._let_go = False
         self.over = False
 
     def __init_subclass__(cls) -> None:
@@ -136,9 +140,15 @@ class Manager:
         """Nobody listens, nothing runs or waits, and the log has everything."""
         return not (self._edges or self._state.runs or self._out.flight or self._held)
 
+    @property
+    def lost_node(self) -> str:
+        """Before `begin`: the node whose manager was lost; empty if it let go, or never was."""
+        owner = self._state.owner
+        return owner.node_id if owner is not None and not owner.released else ""
+
     def active_keys(self) -> tuple[RunKey, ...]:
         """The executions that this manager has started and not ended."""
-        return tuple(self._key(run_id) for run_id in self._state.active.values())
+        return tuple(self._runs.key(run_id) for run_id in self._state.active.values())
 
     @property
     def waiting_runs(self) -> int:
@@ -162,64 +172,72 @@ class Manager:
             "edges": sorted(self._edges),
             "in_flight": self._out.flight.number if self._out.flight else 0,
             "waiting_events": self._out.collected,
+            "leaving": self._leaving is not None,
             "over": self.over,
         }
 
     def next_deadline(self) -> int | None:
-        """When to call `handle` although nothing happened; a manager has no timers yet."""
-        return None
+        """When to send the `Release` or `HandOff` again; None while the manager stays."""
+        return self._leaving.until_ms if self._leaving and not self._let_go else None
 
     # The machine.
 
-    def begin(self, now_ms: int, wall_ms: int, gap_ms: int, trace: str) -> list[Effect]:
-        """The first step: end what the manager before left open, and go on with what waits.
+    def begin(self, now_ms: int, wall_ms: int, gap_ms: int | None, trace: str) -> list[Effect]:
+        """The first step: go on with what the manager before left open, and with what waits.
 
-        `gap_ms` and `trace` are those of the attach that caused the activation.
+        `gap_ms`: how long somebody waited for this manager, 0 if nobody did; None asks for the time
+        since the one before let go, by wall clocks that may be those of two machines.
         """
         if self._begun:
             raise RuntimeError("this manager has begun before")
         self._begun = True
         owner = self._state.owner
-        if owner is not None and not owner.released:
-            self._move(wall_ms, owner, "failover", gap_ms, trace)
-        elif owner is not None and owner.released == "handoff":
-            self._move(wall_ms, owner, "handoff", gap_ms, trace)
-        for run_id in list(self._state.active.values()):
-            message = "The node that ran this was lost."
-            self._end(wall_ms, run_id, Outcome.INTERRUPTED, "Interrupted", message)
-        for thread_id in list(self._state.queues):
-            self._start_next(wall_ms, thread_id)
-        return self._flush()
+        lost = owner is not None and not owner.released
+        if owner is not None and lost:
+            self._move(wall_ms, owner, "failover", gap_ms or 0, trace)
+        elif owner is not None and owner.released == HANDOFF:
+            if gap_ms is None:
+                gap_ms = max(wall_ms - owner.at_ms, 0) if owner.at_ms else 0
+            self._move(wall_ms, owner, HANDOFF, gap_ms, trace)
+        self._runs.resume(wall_ms, lost=lost)
+        return self._proceed(now_ms, wall_ms)
 
     def handle(self, now_ms: int, command: Command, wall_ms: int) -> list[Effect]:
         """Take one step. After the end every command is ignored and the effects are empty."""
         if self.over:
             return []
-        if self._releasing is not None and not isinstance(command, FinishAppend | Fence):
-            self._turn_away(command)
-            return self._flush()
+        if self._let_go and not isinstance(command, FinishAppend | Fence):
+            return self._turn_away(command)
         match command:
             case FinishAppend():
                 return self._finish(now_ms, wall_ms, command)
             case AttachEdge():
-                return self._attach(command)
+                return [self._attach(command), *self._proceed(now_ms, wall_ms)]
             case DetachEdge():
                 self._edges.pop(command.edge_id, None)
+            case AnnounceClient():
+                return self._announce(command)
             case Fence(fence):
                 return self._end_manager(fence, Reason.EPOCH_STALE, "fenced")
-            case Release():
-                return self._release(command)
+            case Release() | HandOff():
+                self._leave(command)
+            case Evict():
+                return self._evict(wall_ms, command)
+            case RecallThought():
+                self._runs.recall_thought(command.run_id)
+            case AbandonRun():
+                self._abandon(wall_ms, command)
             case _:
                 self._held.append(command)
                 self._take_held(now_ms, wall_ms)
-        return self._flush()
+        return self._proceed(now_ms, wall_ms)
 
     def _take_held(self, now_ms: int, wall_ms: int) -> None:
         """Do what changes the stream, as long as the next append has room for it."""
         while self._held and not self._out.full:
             match self._held.popleft():
                 case ApplyVerbs(verbs):
-                    rest = self._apply(wall_ms, verbs)
+                    rest = self._runs.apply(wall_ms, verbs)
                     if rest:
                         self._held.appendleft(ApplyVerbs(rest))
                 case SubmitMessage() as command:
@@ -230,19 +248,25 @@ class Manager:
                     message = "no input is requested under this id"
                     self._refuse(command, Reason.NOT_FOUND, message)
 
-    def _attach(self, command: AttachEdge) -> list[Effect]:
+    # Edges.
+
+    def _attach(self, command: AttachEdge) -> Effect:
         # Answered at once: what is in flight has a higher sequence and follows as a delivery.
         self._edges[command.edge_id] = None
-        return [
-            AnswerAttached(
-                command.edge_id,
-                command.command_id,
-                self.stream_id,
-                self._out.committed,
-                self._oldest,
-                self._policy.messages_per_minute,
-            )
-        ]
+        return AnswerAttached(
+            command.edge_id,
+            command.command_id,
+            self.stream_id,
+            self._out.committed,
+            self._oldest,
+            self._policy.messages_per_minute,
+        )
+
+    def _announce(self, command: AnnounceClient) -> list[Effect]:
+        others = tuple(edge_id for edge_id in self._edges if edge_id != command.edge_id)
+        return [TellClientTaken(others, command.client_id)] if others else []
+
+    # Messages.
 
     def _submit(self, now_ms: int, wall_ms: int, command: SubmitMessage) -> None:
         known = self._state.messages.get(command.id)
@@ -277,8 +301,9 @@ class Manager:
         self._admit(wall_ms, command, agent.name)
 
     def _admit(self, wall_ms: int, command: SubmitMessage, agent: str) -> None:
-        sequence = self._out.next
-        run_id = self._encoder.run_id(sequence)
+        writer = self._writer
+        sequence = writer.next
+        run_id = writer.run_id()
         opened = RunOpened(
             run_id,
             command.thread_id,
@@ -290,275 +315,15 @@ class Manager:
         )
         accepted = MessageAccepted(command.id, run_id, sequence, wall_ms)
         data = b'{"id":%b,"content":%b}' % (orjson.dumps(command.id), command.content)
-        envelope = self._envelope(opened)
-        self._emit(wall_ms, EventType.USER_MESSAGE, data, envelope, conversation=True)
-        self._record(accepted)
+        envelope = writer.envelope(opened)
+        writer.emit(wall_ms, EventType.USER_MESSAGE, data, envelope, conversation=True)
+        writer.record(accepted)
         self._forget_old(wall_ms)
         title = title_of(command.content)
-        self._record(ThreadTouched(command.thread_id, title, sequence, self._encoder.time(wall_ms)))
-        self._record(opened)
-        if command.thread_id not in self._state.active:
-            self._start_next(wall_ms, command.thread_id)
+        writer.record(ThreadTouched(command.thread_id, title, sequence, writer.time(wall_ms)))
+        writer.record(opened)
+        self._runs.start_next(wall_ms, command.thread_id)
         self._accept(command, accepted, duplicate=False)
-
-    def _start_next(self, wall_ms: int, thread_id: ThreadId) -> None:
-        queue = self._state.queues.get(thread_id)
-        if not queue or thread_id in self._state.active:
-            return
-        waiting = self._state.runs[queue[0]].opened
-        started = RunOpened(
-            waiting.run_id,
-            waiting.thread_id,
-            waiting.agent,
-            waiting.sequence,
-            waiting.content,
-            waiting.traceparent,
-            started_ms=max(wall_ms, 1),
-        )
-        self._record(started)
-        self._emit_started(wall_ms, started)
-        self._out.then(
-            StartRun(
-                self._key(started.run_id),
-                started.agent,
-                thread_id,
-                started.content,
-                1,
-                started.traceparent,
-                Sequence(self._out.next - 1),
-            )
-        )
-
-    def _emit_started(self, wall_ms: int, opened: RunOpened) -> None:
-        data = b'{"input":%b,"attempt":1}' % opened.content
-        self._emit(wall_ms, EventType.AGENT_STARTED, data, self._envelope(opened))
-
-    def _apply(self, wall_ms: int, verbs: tuple[Verb, ...]) -> tuple[Verb, ...]:
-        """Apply verbs up to a full append; returns those that are left."""
-        acknowledged: dict[RunKey, int] = {}
-        taken = 0
-        for verb in verbs:
-            if self._out.full:
-                break
-            taken += 1
-            run = self._state.runs.get(verb.key.run_id)
-            if run is None or verb.key.epoch != self.epoch or not run.started:
-                continue  # Of a run that was cancelled, or of another manager's execution.
-            if verb.number != run.verbs + 1:
-                continue  # A repeat; numbers have no gaps.
-            run.verbs = verb.number
-            acknowledged[verb.key] = verb.number
-            if isinstance(verb, FinishRun):
-                self._finish_run(wall_ms, run, verb)
-            else:
-                self._emit_verb(wall_ms, run, verb)
-        for key, number in acknowledged.items():
-            self._out.then(AcknowledgeVerbs(VerbsAcknowledged(key, number)))
-        return verbs[taken:]
-
-    def _emit_verb(self, wall_ms: int, run: RunState, verb: EmitEvent) -> None:
-        if verb.type is EventType.AGENT_THINKING:
-            run.thought = True
-        elif verb.type in (EventType.AGENT_TEXT, EventType.TOOL_EXECUTING):
-            self._think_first(wall_ms, run)
-        self._emit(wall_ms, verb.type, verb.data, self._envelope(run.opened))
-        if verb.type is EventType.TOOL_EXECUTING:
-            tool = orjson.loads(verb.data)["tool_name"]
-            self._record(CallOpened(verb.tool_call_id, run.opened.run_id, tool, wall_ms))
-        elif verb.type is EventType.TOOL_COMPLETED:
-            self._record(CallClosed(verb.tool_call_id))
-        if verb.state:
-            self._record(StateSaved(verb.state))
-
-    def _finish_run(self, wall_ms: int, run: RunState, verb: FinishRun) -> None:
-        if verb.outcome is Outcome.SUCCESS:
-            self._think_first(wall_ms, run)
-        message = "The agent ended before this call did."
-        self._close_calls(wall_ms, run, "Abandoned", message)
-        self._complete(wall_ms, run, verb.outcome, verb.data)
-
-    def _think_first(self, wall_ms: int, run: RunState) -> None:
-        if not run.thought:
-            run.thought = True
-            envelope = self._envelope(run.opened)
-            self._emit(wall_ms, EventType.AGENT_THINKING, WORKING, envelope)
-
-    def _cancel(self, wall_ms: int, command: CancelRun) -> None:
-        run_id = command.run_id or self._state.active.get(command.thread_id)
-        if run_id is None:
-            message = "nothing runs in this thread; it may have ended"
-            self._refuse(command, Reason.NOT_FOUND, message)
-            return
-        run = self._state.runs.get(run_id)
-        if run is None:
-            if run_id in self._state.run_ids:
-                self._out.then(AnswerCancelled(command.edge_id, command.command_id, run_id))
-            else:
-                self._refuse(command, Reason.NOT_FOUND, "there is no such run of this user")
-            return
-        if not run.started:
-            # A run has exactly one start and one end, also when it never got its turn.
-            self._emit_started(wall_ms, run.opened)
-        self._end(wall_ms, run_id, Outcome.CANCELLED, "Cancelled", "The run was cancelled.")
-        self._out.then(AnswerCancelled(command.edge_id, command.command_id, run_id))
-        self._start_next(wall_ms, run.opened.thread_id)
-
-    def _end(
-        self, wall_ms: int, run_id: RunId, outcome: Outcome, error_type: str, message: str
-    ) -> None:
-        """End a run from outside of its agent; the caller decides what runs next."""
-        run = self._state.runs[run_id]
-        self._close_calls(wall_ms, run, error_type, message)
-        error = {"type": error_type, "message": message}
-        data = orjson.dumps({"outcome": outcome.value, "response": "", "error": error})
-        self._out.then(StopRun(self._key(run_id)))
-        self._complete(wall_ms, run, outcome, data, start_next=False)
-
-    def _close_calls(self, wall_ms: int, run: RunState, error_type: str, message: str) -> None:
-        for call in list(run.calls.values()):
-            data = orjson.dumps(
-                {
-                    "tool_call_id": call.call_id,
-                    "tool_name": call.tool,
-                    "success": False,
-                    "error": {"type": error_type, "message": message},
-                    "duration_ms": max(wall_ms - call.at_ms, 0),
-                }
-            )
-            self._emit(wall_ms, EventType.TOOL_COMPLETED, data, self._envelope(run.opened))
-            self._record(CallClosed(call.call_id))
-
-    def _complete(
-        self,
-        wall_ms: int,
-        run: RunState,
-        outcome: Outcome,
-        data: bytes,
-        *,
-        start_next: bool = True,
-    ) -> None:
-        opened = run.opened
-        duration_ms = max(wall_ms - opened.started_ms, 0) if run.started else 0
-        data = b'%b,"duration_ms":%d}' % (data[:-1], duration_ms)
-        envelope = self._envelope(opened)
-        sequence = self._out.next
-        self._emit(wall_ms, EventType.AGENT_COMPLETED, data, envelope, conversation=True)
-        self._record(RunClosed(opened.run_id))
-        self._record(ThreadTouched(opened.thread_id, "", sequence, self._encoder.time(wall_ms)))
-        self._envelopes.pop(opened.run_id, None)
-        self._out.then(CountRun(self._key(opened.run_id), outcome))
-        if start_next:
-            self._start_next(wall_ms, opened.thread_id)
-
-    def _move(self, wall_ms: int, owner: OwnerChanged, cause: str, gap_ms: int, trace: str) -> None:
-        moved: dict[str, object] = {
-            "from_node": owner.node_id,
-            "to_node": self._node_id,
-            "cause": cause,
-            "gap_ms": gap_ms,
-        }
-        self._emit(
-            wall_ms, EventType.MANAGER_MOVED, orjson.dumps(moved), None, trace=orjson.dumps(trace)
-        )
-
-    def _turn_away(self, command: Command) -> None:
-        """After a release nothing is taken: the next manager gets what the edges keep."""
-        if isinstance(command, SubmitMessage | CancelRun | SubmitInput):
-            self._refuse(command, Reason.MANAGER_MOVED, "the manager is moving; resolve again")
-        elif isinstance(command, DetachEdge):
-            self._edges.pop(command.edge_id, None)
-        elif isinstance(command, AttachEdge):
-            message = "the manager is moving; resolve again"
-            self._out.then(
-                AnswerRefused(command.edge_id, command.command_id, Reason.MANAGER_MOVED, message)
-            )
-
-    def _release(self, command: Release) -> list[Effect]:
-        self._releasing = command.cause
-        for held in self._held:
-            self._turn_away(held)
-        self._held.clear()
-        owner = self._state.owner
-        if owner is not None and owner.epoch == self.epoch:
-            self._record(OwnerChanged(self._node_id, self.epoch, command.cause))
-        self._out.then(EndManager(Epoch(0), Reason.MANAGER_MOVED, command.cause))
-        return self._flush()
-
-    # Appends and what waits for them.
-
-    def _emit(
-        self,
-        wall_ms: int,
-        type: EventType,
-        data: bytes,
-        envelope: RunEnvelope | None,
-        *,
-        conversation: bool = False,
-        trace: bytes = b"",
-    ) -> None:
-        owner = self._state.owner
-        if owner is None or owner.epoch != self.epoch:
-            # With the first event and not before: who wrote nothing needs no successor's notice.
-            self._record(OwnerChanged(self._node_id, self.epoch, ""))
-        payload = self._encoder.encode(type, self._out.next, wall_ms, data, envelope, trace)
-        thread_id = envelope.thread_id if envelope else ""
-        self._out.event(StoredEvent(payload, thread_id, conversation), type)
-
-    def _record(self, fact: Fact) -> None:
-        self._state.evolve(fact)
-        self._out.record(record_of(fact))
-
-    def _flush(self) -> list[Effect]:
-        return self._close_if_ended(self._out.flush())
-
-    def _finish(self, now_ms: int, wall_ms: int, command: FinishAppend) -> list[Effect]:
-        in_flight = self._out.flight
-        if in_flight is None or in_flight.number != command.append_number:
-            return []
-        match command.outcome:
-            case Committed():
-                pass
-            case Fenced(fence):
-                return self._end_manager(fence, Reason.EPOCH_STALE, "append fenced")
-            case _:
-                return self._end_manager(Epoch(0), Reason.EPOCH_STALE, "append conflict")
-        flight = self._out.landed()
-        effects: list[Effect] = []
-        if flight.events and self._edges:
-            payloads = tuple(event.payload for event in flight.events)
-            effects.append(Deliver(tuple(self._edges), flight.first, flight.last, payloads))
-        effects.extend(flight.effects)
-        ended = self._close_if_ended(effects)
-        if self.over:
-            return ended
-        ended.extend(self._flush())
-        self._take_held(now_ms, wall_ms)
-        ended.extend(self._flush())
-        return ended
-
-    def _close_if_ended(self, effects: list[Effect]) -> list[Effect]:
-        if any(isinstance(effect, EndManager) for effect in effects):
-            self.over = True
-        return effects
-
-    def _end_manager(self, fence: Epoch, reason: Reason, cause: str) -> list[Effect]:
-        """Over at once: what waited is not released, since nothing of it is known to be stored."""
-        self.over = True
-        return [EndManager(fence, reason, cause)]
-
-    # Small parts.
-
-    def _key(self, run_id: RunId) -> RunKey:
-        return RunKey(self.user, self.epoch, run_id)
-
-    def _envelope(self, opened: RunOpened) -> RunEnvelope:
-        envelope = self._envelopes.get(opened.run_id)
-        if envelope is None:
-            envelope = run_envelope(
-                opened.thread_id, opened.run_id, opened.agent, opened.traceparent
-            )
-            self._envelopes[opened.run_id] = envelope
-        return envelope
 
     def _accept(
         self, command: SubmitMessage, accepted: MessageAccepted, *, duplicate: bool
@@ -592,4 +357,127 @@ class Manager:
             oldest = next(iter(self._state.messages.values()))
             if oldest.at_ms > wall_ms - KEEP_MESSAGE_MS:
                 return
-            self._record(MessageForgotten(oldest.id))
+            self._writer.record(MessageForgotten(oldest.id))
+
+    def _cancel(self, wall_ms: int, command: CancelRun) -> None:
+        run_id = command.run_id or self._state.active.get(command.thread_id)
+        if run_id is None:
+            message = "nothing runs in this thread; it may have ended"
+            self._refuse(command, Reason.NOT_FOUND, message)
+            return
+        run = self._state.runs.get(run_id)
+        if run is None and run_id not in self._state.run_ids:
+            self._refuse(command, Reason.NOT_FOUND, "there is no such run of this user")
+            return
+        if run is not None:
+            self._runs.cancel(wall_ms, run)
+        self._out.then(AnswerCancelled(command.edge_id, command.command_id, run_id))
+        if run is not None:
+            self._runs.start_next(wall_ms, run.opened.thread_id)
+
+    def _abandon(self, wall_ms: int, command: AbandonRun) -> None:
+        run = self._state.runs.get(command.run_id)
+        if run is None or not run.started:
+            return
+        run_id, thread_id = command.run_id, run.opened.thread_id
+        self._runs.end(wall_ms, run_id, Outcome.FAILED, command.error_type, command.message)
+        self._runs.start_next(wall_ms, thread_id)
+
+    # Coming and going.
+
+    def _move(self, wall_ms: int, owner: OwnerChanged, cause: str, gap_ms: int, trace: str) -> None:
+        moved: dict[str, object] = {
+            "from_node": owner.node_id,
+            "to_node": self._node_id,
+            "cause": cause,
+            "gap_ms": gap_ms,
+        }
+        data = orjson.dumps(moved)
+        self._writer.emit(wall_ms, EventType.MANAGER_MOVED, data, None, trace=orjson.dumps(trace))
+        self._out.then(ObserveMove(cause, gap_ms))
+
+    def _leave(self, command: Release | HandOff) -> None:
+        """Begin nothing any more. The earliest time counts, and a move before a mere release."""
+        before = self._leaving
+        if before is not None:
+            until_ms = min(before.until_ms, command.until_ms)
+            kept = before if isinstance(before, HandOff) else command
+            command = replace(kept, until_ms=until_ms)
+        self._leaving = command
+        self._runs.let_go()
+
+    def _proceed(self, now_ms: int, wall_ms: int) -> list[Effect]:
+        """Send what was collected; with the last record, once nothing holds a leaving manager."""
+        leaving = self._leaving
+        if leaving is not None and not self._let_go:
+            if self._runs.at_rest or now_ms >= leaving.until_ms:
+                self._write_last(wall_ms, leaving)
+        return self._close_if_ended(self._out.flush())
+
+    def _write_last(self, wall_ms: int, leaving: Release | HandOff) -> None:
+        handoff = isinstance(leaving, HandOff)
+        self._write_end(wall_ms, HANDOFF if handoff else leaving.cause)
+        activate = bool(self._state.runs)
+        self._out.then(EndManager(NO_FENCE, Reason.MANAGER_MOVED, leaving.cause, handoff, activate))
+
+    def _evict(self, wall_ms: int, command: Evict) -> list[Effect]:
+        self._runs.let_go()
+        self._runs.cancel_all(wall_ms)
+        self._write_end(wall_ms, EVICTED)
+        self._out.then(EndManager(NO_FENCE, Reason.USER_EVICTED, command.cause))
+        return self._close_if_ended(self._out.flush())
+
+    def _write_end(self, wall_ms: int, released: str) -> None:
+        # Edges hear that the manager is lost; they keep what was not answered, and send it again.
+        self._held.clear()
+        self._let_go = True
+        self._writer.disown(wall_ms, released)
+
+    def _turn_away(self, command: Command) -> list[Effect]:
+        """While the last record is on its way nothing is taken: the next manager gets it.
+
+        Attached edges are told when it is over, and send again what was not answered; an edge that
+        comes only now would not be.
+        """
+        if isinstance(command, DetachEdge):
+            self._edges.pop(command.edge_id, None)
+        elif isinstance(command, AttachEdge):
+            message = "the manager is moving; resolve again"
+            edge_id, reason = command.edge_id, Reason.MANAGER_MOVED
+            return [AnswerRefused(edge_id, command.command_id, reason, message)]
+        return []
+
+    def _finish(self, now_ms: int, wall_ms: int, command: FinishAppend) -> list[Effect]:
+        in_flight = self._out.flight
+        if in_flight is None or in_flight.number != command.append_number:
+            return []
+        match command.outcome:
+            case Committed():
+                pass
+            case Fenced(fence):
+                return self._end_manager(fence, Reason.EPOCH_STALE, "append fenced")
+            case _:
+                return self._end_manager(NO_FENCE, Reason.EPOCH_STALE, "append conflict")
+        flight = self._out.landed()
+        effects: list[Effect] = []
+        if flight.events and self._edges:
+            payloads = tuple(event.payload for event in flight.events)
+            effects.append(Deliver(tuple(self._edges), flight.first, flight.last, payloads))
+        effects.extend(flight.effects)
+        ended = self._close_if_ended(effects)
+        if self.over:
+            return ended
+        ended.extend(self._proceed(now_ms, wall_ms))
+        self._take_held(now_ms, wall_ms)
+        ended.extend(self._proceed(now_ms, wall_ms))
+        return ended
+
+    def _close_if_ended(self, effects: list[Effect]) -> list[Effect]:
+        if any(isinstance(effect, EndManager) for effect in effects):
+            self.over = True
+        return effects
+
+    def _end_manager(self, fence: Epoch, reason: Reason, cause: str) -> list[Effect]:
+        """Over at once: what waited is not released, since nothing of it is known to be stored."""
+        self.over = True
+        return [EndManager(fence, reason, cause)]

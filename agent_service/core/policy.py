@@ -9,10 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class AgentPolicy:
-    """What the manager must know of an agent."""
+    """What the manager must know of an agent.
+
+    `on_crash`: `resume`, or `fail` for one whose runs end when their node is lost.
+    """
 
     name: str
     overlap: str
+    on_crash: str = "resume"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from agent_service.core.facts import (
     RunClosed,
     RunOpened,
     StateSaved,
+    StepForgotten,
+    StepRecorded,
     ThreadTouched,
     fact_of,
 )
@@ -22,12 +24,20 @@ from steward.model.keys import RunId, ThreadId
 
 @dataclass(slots=True)
 class RunState:
-    """One open run. `thought` and `verbs` live in memory: they belong to this execution."""
+    """One open run: what is durable of it, and what belongs to this execution alone.
+
+    `executing` are the open calls that this execution announced or repeated; `cut` says that one
+    was refused since the manager is leaving; `stopped` that the agent was told to end.
+    """
 
     opened: RunOpened
     calls: dict[str, CallOpened] = field(default_factory=dict)
+    steps: dict[str, bytes] = field(default_factory=dict)
     thought: bool = False
     verbs: int = 0
+    executing: set[str] = field(default_factory=set)
+    cut: bool = False
+    stopped: bool = False
 
     @property
     def started(self) -> bool:
@@ -72,7 +82,16 @@ class ManagerState:
             case CallClosed():
                 for run in self.runs.values():
                     if run.calls.pop(fact.call_id, None) is not None:
+                        run.executing.discard(fact.call_id)
                         break
+            case StepRecorded():
+                run = self.runs.get(fact.run_id)
+                if run is not None:
+                    run.steps[fact.step_id] = fact.value
+            case StepForgotten():
+                run = self.runs.get(fact.run_id)
+                if run is not None:
+                    run.steps.pop(fact.step_id, None)
             case StateSaved():
                 self.state = fact.state
             case OwnerChanged():

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn
 
@@ -18,8 +18,17 @@ from agent_service.host.agent_threads import AgentThreads
 from steward.agent import BlockingRun, Run, RunCancelled
 from steward.agent.definition import AgentDefinition
 from steward.agent.outcome import RunOutcome, failed, succeeded
+from steward.agent.port import Branch
 from steward.agent.recorder import Recorder
-from steward.model.verbs import EmitEvent, EventType, FinishRun, RunStart, Verb
+from steward.model.verbs import (
+    EmitEvent,
+    EventType,
+    FinishRun,
+    RecordStep,
+    RepeatCall,
+    RunStart,
+    Verb,
+)
 
 WINDOW = 64
 WINDOW_BYTES = 4 * 1024 * 1024
@@ -58,7 +67,7 @@ class AgentExecution:
         self._acknowledged = 0
         self._bytes = 0
         self._unacknowledged: deque[tuple[int, int]] = deque()
-        self._room_waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._room_waiters: deque[tuple[int, int, asyncio.Future[None]]] = deque()
         self._granted = 0
         self._granted_bytes = 0
         self._log_waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -67,19 +76,38 @@ class AgentExecution:
     # The port of the run.
 
     async def append(
-        self, type: EventType, data: bytes, tool_call_id: str = "", state: bytes = b""
+        self,
+        type: EventType,
+        data: bytes,
+        tool_call_id: str = "",
+        state: bytes = b"",
+        steps: Sequence[tuple[str, bytes]] = (),
     ) -> int:
-        if self.over:
-            await self._refuse()
         size = len(data) + len(state)
-        if self._room_waiters or not self._has_room(size):
-            await self._room(size)
-        self._emit(type, data, tool_call_id, state)
-        return self._number
+        await self._enter(size + sum(len(value) for _, value in steps), 1 + len(steps))
+        for step_id, value in steps:
+            number = self._take_number(len(value))
+            self._put(RecordStep(self.key, number, step_id, value))
+        number = self._take_number(size)
+        self._put(EmitEvent(self.key, number, type, data, tool_call_id, state))
+        return number
 
     def append_now(self, type: EventType, data: bytes, tool_call_id: str = "") -> None:
         if not self.over:
-            self._emit(type, data, tool_call_id, b"")
+            number = self._take_number(len(data))
+            self._put(EmitEvent(self.key, number, type, data, tool_call_id))
+
+    async def record_step(self, step_id: str, value: bytes) -> int:
+        await self._enter(len(value))
+        number = self._take_number(len(value))
+        self._put(RecordStep(self.key, number, step_id, value))
+        return number
+
+    async def repeat_call(self, tool_call_id: str) -> int:
+        await self._enter(0)
+        number = self._take_number(0)
+        self._put(RepeatCall(self.key, number, tool_call_id))
+        return number
 
     async def acknowledged(self, number: int) -> None:
         if self.over:
@@ -93,6 +121,11 @@ class AgentExecution:
     async def in_thread(self, call: Callable[[], Any]) -> Any:
         return await self._tool_threads.run(call)
 
+    def branch(self) -> Branch:
+        if asyncio.current_task() is not self.main:
+            return Branch.OTHER
+        return Branch.ALONE if len(self.tasks) == 1 else Branch.MAIN
+
     # What the loop does with it.
 
     async def execute(self) -> None:
@@ -102,10 +135,11 @@ class AgentExecution:
         """
         recorder = Recorder(self.key.run_id, {}, self)
         try:
-            recorder = Recorder(self.key.run_id, self.start.state, self)
+            recorder = self._recorder()
             returned = await self._call(recorder)
             await self._end_tasks()
             await recorder.end()
+            self._log_unmet(recorder)
             outcome = succeeded(returned, recorder.said)
         except BaseException as error:
             if self.over:
@@ -131,7 +165,9 @@ class AgentExecution:
     def cancel(self) -> None:
         """End the run from outside: nothing of it is put from now on. Safe to call twice."""
         self.over = True
-        for _, waiter in (*self._room_waiters, *self._log_waiters):
+        for _, _, waiter in self._room_waiters:
+            waiter.cancel()
+        for _, waiter in self._log_waiters:
             waiter.cancel()
         self._room_waiters.clear()
         self._log_waiters.clear()
@@ -150,7 +186,11 @@ class AgentExecution:
     def finish_unknown(self) -> None:
         """End a run whose agent is not served here, without running anything."""
         error = LookupError(f"no agent {self.start.agent!r:.80} is served by this node")
-        self._put_finish(failed(error, ""))
+        self._put_finish(failed(error, self._recorder().said))
+
+    def _recorder(self) -> Recorder:
+        start = self.start
+        return Recorder(start.key.run_id, start.state, self, start.journal)
 
     async def _call(self, recorder: Recorder) -> Any:
         if self.over:
@@ -170,7 +210,7 @@ class AgentExecution:
     async def _fail(self, recorder: Recorder, error: BaseException) -> RunOutcome:
         try:
             await self._end_tasks()
-            await recorder.end()
+            await recorder.end(failed=True)
         except BaseException as second:
             if self.over:
                 raise RunCancelled from None
@@ -179,9 +219,9 @@ class AgentExecution:
         return failed(error, recorder.said)
 
     async def _finish(self, outcome: RunOutcome) -> None:
-        while self._room_waiters or not self._has_room(len(outcome.data)):
+        while self._room_waiters or not self._has_room(len(outcome.data), 1):
             try:
-                await self._room(len(outcome.data))
+                await self._room(len(outcome.data), 1)
                 break
             except asyncio.CancelledError:
                 if self.over:
@@ -206,22 +246,28 @@ class AgentExecution:
             task.cancel()
         await asyncio.wait(left, timeout=LEAK_GRACE_S)
 
-    def _emit(self, type: EventType, data: bytes, tool_call_id: str, state: bytes) -> None:
+    async def _enter(self, size: int, count: int = 1) -> None:
+        """Wait for room in the window; the caller puts its verbs at once."""
+        if self.over:
+            await self._refuse()
+        if self._room_waiters or not self._has_room(size, count):
+            await self._room(size, count)
+
+    def _take_number(self, size: int) -> int:
         self._number += 1
-        size = len(data) + len(state)
         self._unacknowledged.append((self._number, size))
         self._bytes += size
-        self._put(EmitEvent(self.key, self._number, type, data, tool_call_id, state))
+        return self._number
 
-    def _has_room(self, size: int) -> bool:
-        count = len(self._unacknowledged) + self._granted
+    def _has_room(self, size: int, count: int) -> bool:
+        held = len(self._unacknowledged) + self._granted
         size += self._bytes + self._granted_bytes
-        return count < WINDOW and (count == 0 or size <= WINDOW_BYTES)
+        return held + count <= WINDOW and (held == 0 or size <= WINDOW_BYTES)
 
-    async def _room(self, size: int) -> None:
-        """Wait for a place in the window, in the order of asking; the caller puts at once."""
+    async def _room(self, size: int, count: int) -> None:
+        """Wait for room in the window, in the order of asking; the caller puts at once."""
         waiter: asyncio.Future[None] = self._loop.create_future()
-        entry = (size, waiter)
+        entry = (size, count, waiter)
         self._room_waiters.append(entry)
         try:
             await self._wait(waiter)
@@ -229,21 +275,21 @@ class AgentExecution:
             if entry in self._room_waiters:
                 self._room_waiters.remove(entry)
             elif not self.over:
-                # The place that was given to this caller is the next one's.
-                self._take_grant(size)
+                # The room that was given to this caller is the next one's.
+                self._take_grant(size, count)
                 self._let_in()
             raise
-        self._take_grant(size)
+        self._take_grant(size, count)
 
-    def _take_grant(self, size: int) -> None:
-        self._granted -= 1
+    def _take_grant(self, size: int, count: int) -> None:
+        self._granted -= count
         self._granted_bytes -= size
 
     def _let_in(self) -> None:
         waiters = self._room_waiters
-        while waiters and self._has_room(waiters[0][0]):
-            size, waiter = waiters.popleft()
-            self._granted += 1
+        while waiters and self._has_room(waiters[0][0], waiters[0][1]):
+            size, count, waiter = waiters.popleft()
+            self._granted += count
             self._granted_bytes += size
             _release(waiter)
 
@@ -274,8 +320,22 @@ class AgentExecution:
             "".join(traceback.format_tb(error.__traceback__)).rstrip(),
         )
 
+    def _log_unmet(self, recorder: Recorder) -> None:
+        unmet = recorder.unmet_calls
+        if unmet:
+            _log.warning(
+                "attempt %d of run %s of agent %s is not what an earlier one was: it did not come "
+                "to %d tool calls that are in the stream, first %s",
+                self.start.attempt,
+                self.key.run_id,
+                self._agent.name,
+                len(unmet),
+                unmet[0],
+            )
+
 
 def _call_plain(function: Callable[[Any], Any], run: BlockingRun) -> Any:
+    run.enter()
     returned = function(run)
     if hasattr(returned, "__next__") and hasattr(returned, "close"):
         try:

@@ -38,7 +38,7 @@ async def read_history(
         newest=True,
         conversation=True,
     )
-    page = await _read(log, manager.user, wanted)
+    page = await read_patiently(log, manager.user, wanted)
     asked: dict[str, dict[str, Any]] = {}
     messages: list[dict[str, Any]] = []
     for payload in page.events:
@@ -58,7 +58,7 @@ async def read_history(
     return content, tuple(messages), state
 
 
-async def _read(log: EventLog, user: UserKey, wanted: ReadRange) -> EventPage:
+async def read_patiently(log: EventLog, user: UserKey, wanted: ReadRange) -> EventPage:
     """Read until the log is there; ends earlier only by being cancelled."""
     while True:
         try:

@@ -5,7 +5,10 @@ read, then run. All of it runs on one event loop; a manager is touched by nobody
 
 Guarantees: commands of a stale epoch are refused and reported; a manager that ended is
 never made again under its epoch (its placement is given back); effects are carried out in order.
-A log that fails for good ends the process through `failed`. It does not decide who owns a user.
+A log that fails for good ends the process through `failed`. Once it knows that this
+incarnation is over (`fence`, or that the process stood still for longer than its lease, which
+is asked before each step), nothing goes out any more: no bytes, no append, no tool.
+It does not decide who owns a user.
 """
 
 import asyncio
@@ -20,70 +23,68 @@ from functools import partial
 from agent_service.core.commands import (
     ApplyVerbs,
     AttachEdge,
-    CancelRun,
     Command,
     DetachEdge,
+    Evict,
     Fence,
     FinishAppend,
+    HandOff,
     Release,
-    SubmitInput,
     SubmitMessage,
 )
-from agent_service.core.effects import (
-    AcknowledgeVerbs,
-    AnswerAccepted,
-    AnswerAttached,
-    AnswerCancelled,
-    AnswerRefused,
-    CountRun,
-    Deliver,
-    Effect,
-    EndManager,
-    StartRun,
-    StopRun,
-    WriteAppend,
-)
+from agent_service.core.effects import EndManager
 from agent_service.core.grants import Grant, GrantBook, GrantRefused
-from agent_service.core.journal import AppendOutcome, Fenced, Seal
+from agent_service.core.journal import Fenced, Seal
 from agent_service.core.manager import Manager
 from agent_service.core.policy import ManagerPolicy
 from agent_service.host.activation import make_manager
-from agent_service.host.history import read_history
-from agent_service.host.ports import EdgePort, RegistryPort, RunPort
+from agent_service.host.appends import Appends
+from agent_service.host.change import Change
+from agent_service.host.edges import EdgeCommand, EdgeStreams
+from agent_service.host.performing import Performer
+from agent_service.host.ports import EdgePort, RegistryPort, RunPort, ViolationPort
+from agent_service.host.run_starts import RunStarts
 from agent_service.host.spans import HostSpans
-from agent_service.log.port import EventLog, LogFailed, LogFull
+from agent_service.host.standstill import Standstill
+from agent_service.host.unneeded import UnneededManagers
+from agent_service.log.port import EventLog, LogFailed
 from steward.errors import Reason, StewardError
-from steward.model.keys import EdgeId, Epoch, NodeIncarnation, UserKey
+from steward.model.keys import EdgeId, Epoch, NodeId, NodeIncarnation, UserKey
 from steward.model.placement import Placement
-from steward.model.verbs import EventType, RunKey, RunStart, Verb, VerbsAcknowledged
+from steward.model.verbs import Verb
+from steward.model.violations import Violation, ViolationKind
 from steward.runtime.clock import boot_ms, wall_ms
 from steward.telemetry.catalog import AgentMetrics
+from steward.telemetry.logs import fields
 from steward.telemetry.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
-EdgeCommand = AttachEdge | DetachEdge | SubmitMessage | CancelRun | SubmitInput
+Departure = Release | HandOff | Evict
 
 SWEEP_S = 0.5
+SIGN_S = 0.1
+QUIET_S = 1.0
+"""A draining node waits so long for the registry's next word, then stops by itself."""
+
+HANDOFF_MS = 10_000
 MOST_WAITING_COMMANDS = 256
 """Commands of one user that may wait for its manager; the edge repeats what is refused."""
 
-
-@dataclass(slots=True)
-class _Live:
-    """A manager, and the tasks that prepare its runs."""
-
-    manager: Manager
-    preparing: dict[RunKey, asyncio.Task[None]] = field(default_factory=dict)
+MOST_GONE = 10_000
+NO_EPOCH = Epoch(0)
+OwnedUser = tuple[UserKey, Epoch]
 
 
 @dataclass(slots=True)
 class _Activation:
-    """A manager in the making, and the commands that wait for it, in order."""
+    """A manager in the making, what waits for it, in order, and how it is to end at once."""
 
     epoch: Epoch
-    task: asyncio.Task[None]
     waiting: list[EdgeCommand] = field(default_factory=list)
+    departure: Departure | None = None
+    granted: bool = False
+    task: "asyncio.Future[None]" = field(init=False)
 
 
 class ManagerHost:
@@ -96,107 +97,190 @@ class ManagerHost:
         policy: ManagerPolicy,
         metrics: AgentMetrics,
         tracing: Tracing,
+        violations: ViolationPort,
+        *,
+        handoff_ms: int = HANDOFF_MS,
     ) -> None:
+        """`handoff_ms`: how long open tool calls may hold a manager that is to move."""
         self._log = log
         self._registry = registry
         self._policy = policy
         self._metrics = metrics
         self._tracing = tracing
+        self._violations = violations
+        self._handoff_ms = handoff_ms
         self._spans = HostSpans(tracing)
-        self._runs: RunPort | None = None
-        # Managers that nobody needed when it was last looked at, longest first, and since when.
-        self._unneeded: OrderedDict[UserKey, tuple[_Live, int]] = OrderedDict()
-        self._sweep: asyncio.TimerHandle | None = None
+        self._runs = RunStarts(log, self._handle, self._fail)
+        self._edges = EdgeStreams()
+        self._change = Change()
+        self._performer = Performer(
+            Appends(log, metrics, self._handle, self._append_refused, self._fail),
+            self._edges,
+            self._runs,
+            self._spans,
+            metrics,
+            self._end_manager,
+            self._change.notify,
+        )
+        self._unneeded = UnneededManagers()
+        self._incarnation: NodeIncarnation | None = None
         self._book: GrantBook | None = None
-        self._live: dict[UserKey, _Live] = {}
+        self._live: dict[UserKey, Manager] = {}
         self._activations: dict[UserKey, _Activation] = {}
-        self._edges: dict[EdgeId, EdgePort] = {}
-        self._acks: list[VerbsAcknowledged] = []
+        self._departures: dict[UserKey, asyncio.TimerHandle] = {}
+        # Epochs that were let go by plan: who comes late for one is no intruder.
+        self._gone: OrderedDict[UserKey, Epoch] = OrderedDict()
+        self._members: frozenset[NodeId] = frozenset()
+        # When nodes were last seen to leave, for the gaps of their users.
+        self._left: dict[str, int] = {}
+        self._certain = True
         self._draining = False
-        self._empty = asyncio.Event()
-        self._empty.set()
-        self._idle = asyncio.Event()
+        self._drained_by_ms: int | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._standstill = Standstill(boot_ms())
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.fenced: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         metrics.managers.set_function(lambda: len(self._live))
         metrics.runs.set_function(lambda: self.open_runs)
         metrics.queued.set_function(
-            lambda: sum(live.manager.waiting_runs for live in self._live.values())
+            lambda: sum(manager.waiting_runs for manager in self._live.values())
         )
-        self._count_event = {type: metrics.events.labels(type=type.value) for type in EventType}
-        self._perform_by_type: dict[type, Callable[[_Live, Effect], None]] = {
-            WriteAppend: self._write,  # type: ignore[dict-item]
-            Deliver: self._deliver,  # type: ignore[dict-item]
-            AnswerAttached: self._answer,  # type: ignore[dict-item]
-            AnswerAccepted: self._answer,  # type: ignore[dict-item]
-            AnswerCancelled: self._answer,  # type: ignore[dict-item]
-            AnswerRefused: self._answer,  # type: ignore[dict-item]
-            StartRun: self._start_run,  # type: ignore[dict-item]
-            StopRun: self._stop_run,  # type: ignore[dict-item]
-            CountRun: self._count_run,  # type: ignore[dict-item]
-            AcknowledgeVerbs: self._acknowledge,  # type: ignore[dict-item]
-            EndManager: self._end_manager,  # type: ignore[dict-item]
-        }
+
+    @property
+    def managers(self) -> int:
+        return len(self._live)
+
+    @property
+    def open_runs(self) -> int:
+        return sum(manager.open_runs for manager in self._live.values())
+
+    def owned(self) -> list[OwnedUser]:
+        """Users who have a live manager here, with its epoch."""
+        return [(user, manager.epoch) for user, manager in self._live.items()]
+
+    def is_silent(self) -> bool:
+        """Whether nothing may go out any more. Asked by whoever has something in hand to send."""
+        if not self.fenced.done() and self._standstill.too_long(boot_ms()):
+            self._fence_for_standstill()
+        return self.fenced.done()
 
     # What the rest of the node tells the host.
 
     def run_on(self, runs: RunPort) -> None:
         """Where agent code runs. Called once, before the first attach."""
-        self._runs = runs
+        self._runs.use(runs)
 
-    def joined(self, incarnation: NodeIncarnation) -> None:
-        """The registry has given this process its incarnation."""
+    def joined(self, incarnation: NodeIncarnation, lease_ms: int = 0) -> None:
+        """The registry has given this process its incarnation.
+
+        With `lease_ms`, a process that stood still for longer fences itself.
+        """
+        self._incarnation = incarnation
         self._book = GrantBook(incarnation)
+        if lease_ms:
+            self._standstill.allow(boot_ms(), lease_ms)
+            self._give_sign()
 
-    def granted(self, placements: Iterable[Placement]) -> None:
-        """The registry placed users here. A higher epoch than a live manager's ends that one."""
-        if self._book is None:
+    def members(self, node_ids: Iterable[NodeId]) -> None:
+        """The nodes that could take users over from this one, perhaps with this one among them."""
+        members, before = frozenset(node_ids), self._members
+        self._members = members
+        for node_id in before - members:
+            self._left[node_id] = boot_ms()
+            if len(self._left) > MOST_GONE:
+                del self._left[next(iter(self._left))]
+        self._change.notify()
+
+    def granted(self, placements: Iterable[Placement], activate: bool = False) -> None:
+        """The registry placed users here. A higher epoch than a live manager's ends that one.
+
+        `activate`: make their managers now; nobody may be connected who would ask.
+        """
+        if self._book is None or self.is_silent():
             return
         for placement in placements:
+            user, epoch = placement.user, placement.epoch
             self._book.learn(placement)
-            live = self._live.get(placement.user)
-            if live is not None and live.manager.epoch < placement.epoch:
-                self._handle(live, Fence(placement.epoch))
+            live = self._live.get(user)
+            if live is not None and live.epoch < epoch:
+                self._handle(live, Fence(epoch))
+            known = self._live.get(user) or self._activations.get(user)
+            if activate and self._takes_managers and (known is None or known.epoch < epoch):
+                self._activate(user, epoch, None, "")
+
+    def lease_uncertain(self, strict_tenants: Iterable[str]) -> None:
+        """The lease could not be renewed in time (P3): make no manager until it is certain.
+
+        Managers of strict tenants stop executing at once, and let go as soon as the log allows.
+        """
+        self._certain = False
+        tenants = frozenset(strict_tenants)
+        for live in [live for live in self._live.values() if live.user.tenant in tenants]:
+            for key in live.active_keys():
+                self._runs.stop(key)
+            self._depart(live.user, live.epoch, Release("the lease is uncertain"))
+
+    def lease_certain(self) -> None:
+        """The lease is renewed again."""
+        self._certain = True
+
+    def hand_off(self, users: Iterable[OwnedUser], cause: str) -> None:
+        """The registry moves these users: let go of each as soon as its runs allow."""
+        until_ms = boot_ms() + self._handoff_ms
+        if self._drained_by_ms is not None:
+            until_ms = min(until_ms, self._drained_by_ms)
+        for user, epoch in users:
+            self._depart(user, epoch, HandOff(cause, until_ms))
+
+    def evict(self, users: Iterable[OwnedUser], cause: str = "evicted") -> None:
+        """An operator evicts these users: cancel their runs, and let go."""
+        for user, epoch in users:
+            self._depart(user, epoch, Evict(cause))
 
     def edge_opened(self, edge: EdgePort) -> None:
-        self._edges[edge.edge_id] = edge
+        self._edges.opened(edge)
 
     def edge_closed(self, edge_id: EdgeId) -> None:
         """An edge's stream broke: it attaches again on the next one."""
-        self._edges.pop(edge_id, None)
+        self._edges.closed(edge_id)
         for live in list(self._live.values()):
             self._handle(live, DetachEdge(edge_id))
-            self._note_unneeded(live)
 
     def command(self, user: UserKey, epoch: Epoch, command: EdgeCommand, trace: str) -> None:
         """A command of an edge, under the epoch that the edge believes in."""
+        if self.is_silent():
+            return
         if isinstance(command, SubmitMessage):
             self._spans.message(user, command)
         live = self._live.get(user)
-        if live is not None and epoch == live.manager.epoch:
+        if live is not None and epoch == live.epoch:
             self._handle(live, command)
-            if isinstance(command, DetachEdge):
-                self._note_unneeded(live)
             return
         activation = self._activations.get(user)
         if activation is not None and epoch == activation.epoch:
             if len(activation.waiting) < MOST_WAITING_COMMANDS:
                 activation.waiting.append(command)
             else:
-                self._refuse(user, epoch, command, Reason.MANAGER_UNAVAILABLE, Epoch(0))
-        elif live is not None and epoch < live.manager.epoch:
-            self._count_refusal("stale_epoch_command", user, epoch, "edge command")
-            self._refuse(user, epoch, command, Reason.EPOCH_STALE, live.manager.epoch)
+                self._edges.refuse(user, epoch, command, Reason.MANAGER_UNAVAILABLE, NO_EPOCH)
+        elif live is not None and epoch < live.epoch:
+            self._report(ViolationKind.STALE_EPOCH_COMMAND, user, epoch, "edge command")
+            self._edges.refuse(user, epoch, command, Reason.EPOCH_STALE, live.epoch)
         elif activation is not None and isinstance(command, AttachEdge):
-            self._refuse(user, epoch, command, Reason.EPOCH_STALE, activation.epoch)
+            self._edges.refuse(user, epoch, command, Reason.EPOCH_STALE, activation.epoch)
+        elif self._gone.get(user) == epoch:
+            # It was moved or put away by plan, and the edge has not heard of it yet.
+            self._edges.refuse(user, epoch, command, Reason.EPOCH_STALE, NO_EPOCH)
         elif not isinstance(command, AttachEdge):
-            self._refuse(user, epoch, command, Reason.PLACEMENT_UNKNOWN, Epoch(0))
-        elif self._draining or self._book is None:
-            self._refuse(user, epoch, command, Reason.NODE_DRAINING, Epoch(0))
-        else:
+            self._edges.refuse(user, epoch, command, Reason.PLACEMENT_UNKNOWN, NO_EPOCH)
+        elif self._takes_managers:
             self._activate(user, epoch, command, trace)
+        else:
+            self._edges.refuse(user, epoch, command, Reason.NODE_DRAINING, NO_EPOCH)
 
     def verbs(self, verbs: Sequence[Verb]) -> None:
         """A batch of what agents asked for, over all users, in order per run."""
+        if self.is_silent():
+            return
         by_user: dict[UserKey, list[Verb]] = {}
         for verb in verbs:
             self._spans.verb(verb)
@@ -206,131 +290,201 @@ class ManagerHost:
             if live is not None:
                 self._handle(live, ApplyVerbs(tuple(mine)))
 
-    @property
-    def managers(self) -> int:
-        return len(self._live)
-
-    @property
-    def open_runs(self) -> int:
-        return sum(live.manager.open_runs for live in self._live.values())
-
     def construction_refused(self, how: str) -> None:
         """Somebody in this process tried to make a manager by hand; see `ConstructionWatch`."""
-        self._count_refusal("direct_construction", None, Epoch(0), how)
+        self._report(ViolationKind.DIRECT_CONSTRUCTION, None, NO_EPOCH, how)
 
     def passivate_after(self, idle_ms: int) -> None:
         """From now on, put managers away that nobody needed for `idle_ms`. Call once."""
-        loop = asyncio.get_running_loop()
 
         def sweep() -> None:
-            self._put_away(boot_ms() - idle_ms)
-            self._sweep = loop.call_later(SWEEP_S, sweep)
+            for live in self._unneeded.due(boot_ms() - idle_ms):
+                self._handle(live, Release("passivated"))
+            self._again("sweep", SWEEP_S, sweep)
 
         sweep()
 
-    def _put_away(self, before_ms: int) -> None:
-        while self._unneeded:
-            user, (live, since_ms) = next(iter(self._unneeded.items()))
-            if since_ms > before_ms:
-                return
-            del self._unneeded[user]
-            if self._live.get(user) is live and live.manager.idle:
-                self._handle(live, Release("passivated"))
+    # The end of the node.
 
-    def _note_unneeded(self, live: _Live) -> None:
-        if live.manager.idle:
-            user = live.manager.user
-            self._unneeded.pop(user, None)
-            self._unneeded[user] = (live, boot_ms())
+    async def drain(self, runs_s: float, appends_s: float, moves_s: float = 0.0) -> None:
+        """Take no new manager, and let go of all.
 
-    async def drain(self, runs_s: float, appends_s: float) -> None:
-        """Take no new manager; give runs `runs_s` to end, then release every manager."""
+        For `moves_s`, as long as there are other nodes, the registry moves managers to them (it was
+        told of the drain). What is left then, or at once, gets `runs_s` for its runs to end, and
+        `appends_s` for the last records; the next start goes on from there.
+        """
         self._draining = True
-        if self.open_runs:
-            try:
-                await asyncio.wait_for(self._idle.wait(), runs_s)
-            except TimeoutError:
-                _log.info("runs were still open at the stop", extra={"runs": self.open_runs})
-        for live in list(self._live.values()):
-            self._handle(live, Release("stopped"))
-        try:
-            await asyncio.wait_for(self._empty.wait(), appends_s)
-        except TimeoutError:
-            _log.warning("managers did not let go in time", extra={"managers": len(self._live)})
+        loop = asyncio.get_running_loop()
+        self._drained_by_ms = boot_ms() + int(moves_s * 1000)
+        await self._moved_away(loop.time() + moves_s)
+        if not await self._change.until(lambda: not self.open_runs, loop.time() + runs_s):
+            _log.info("runs were still open at the stop", extra=fields(runs=self.open_runs))
+        for user, epoch in [*self.owned(), *((u, a.epoch) for u, a in self._activations.items())]:
+            self._depart(user, epoch, Release("stopped"))
+        if not await self._change.until(lambda: not self._busy, loop.time() + appends_s):
+            _log.warning("managers did not let go in time", extra=fields(managers=len(self._live)))
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._live or self._activations)
+
+    @property
+    def _has_others(self) -> bool:
+        own = self._incarnation.node_id if self._incarnation is not None else None
+        return any(node_id != own for node_id in self._members)
+
+    @property
+    def _takes_managers(self) -> bool:
+        return self._book is not None and self._certain and not self._draining
+
+    async def _moved_away(self, deadline: float) -> None:
+        """Wait while the registry moves managers away; give up when it is quiet."""
+        loop = asyncio.get_running_loop()
+        while self._busy and self._has_others and loop.time() < deadline:
+            heard = await self._change.next(min(deadline, loop.time() + QUIET_S))
+            if not heard and not self._departures:
+                return  # The registry is away, or has nobody to move them to.
+
+    def fence(self, cause: str) -> None:
+        """This incarnation is over (P11): at once, and for good. Safe to call twice.
+
+        Agents are cancelled, managers dropped, edges' streams ended without what waits in them.
+        """
+        if self.fenced.done():
+            return
+        self.fenced.set_result(cause)
+        told = fields(cause=cause, managers=len(self._live))
+        _log.error("this incarnation is over", extra=told)
+        self._edges.abort()
+        self._runs.silence()
+        for activation in self._activations.values():
+            activation.task.cancel()
+        for live in self._live.values():
+            for key in live.active_keys():
+                self._runs.stop(key)
+            live.handle(boot_ms(), Fence(NO_EPOCH), wall_ms())
+        self._live.clear()
+        self._change.notify()
+
+    def _fence_for_standstill(self) -> None:
+        stood_ms, managers = self._standstill.stood_ms, len(self._live)
+        self.fence(f"this process stood still for {stood_ms} ms, longer than its lease")
+        evidence = f"stood_ms={stood_ms} managers={managers}"
+        self._report(ViolationKind.NODE_STOOD_STILL, None, NO_EPOCH, evidence)
+
+    def _give_sign(self) -> None:
+        if self._standstill.sign(boot_ms()):
+            self._again("sign", SIGN_S, self._give_sign)
+        elif not self.fenced.done():
+            self._fence_for_standstill()
+
+    def _again(self, name: str, after_s: float, action: Callable[[], None]) -> None:
+        self._timers[name] = asyncio.get_running_loop().call_later(after_s, action)
 
     async def close(self) -> None:
         """Cancel what is being prepared. Safe to call twice."""
-        if self._sweep is not None:
-            self._sweep.cancel()
+        for timer in [*self._timers.values(), *self._departures.values()]:
+            timer.cancel()
         tasks = [activation.task for activation in self._activations.values()]
-        for live in self._live.values():
-            tasks.extend(live.preparing.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._runs.close()
 
     # Activation: grant, seal, read, run.
 
-    def _activate(self, user: UserKey, epoch: Epoch, command: AttachEdge, trace: str) -> None:
-        task = asyncio.ensure_future(self._make_manager(user, epoch, command.gap_ms, trace))
-        self._activations[user] = _Activation(epoch, task, [command])
-        task.add_done_callback(partial(self._activated, user))
+    def _activate(
+        self, user: UserKey, epoch: Epoch, command: AttachEdge | None, trace: str
+    ) -> _Activation:
+        activation = _Activation(epoch, [command] if command is not None else [])
+        making = self._make_manager(user, activation, trace)
+        activation.task = asyncio.ensure_future(making)
+        self._activations[user] = activation
+        activation.task.add_done_callback(partial(self._activated, user, activation))
+        return activation
 
-    def _activated(self, user: UserKey, task: asyncio.Task[None]) -> None:
-        activation = self._activations.pop(user)
-        if task.cancelled():
+    def _activated(
+        self, user: UserKey, activation: _Activation, task: "asyncio.Future[None]"
+    ) -> None:
+        # A higher grant may have begun another one meanwhile.
+        if self._activations.get(user) is activation:
+            del self._activations[user]
+        self._change.notify()
+        if self.is_silent():
             return
-        failure = task.exception()
         live = self._live.get(user)
-        if failure is None and live is not None:
-            for command in activation.waiting:
-                self._handle(live, command)
-            self._note_unneeded(live)
+        failed = task.cancelled() or task.exception() is not None
+        if failed or live is None or live.epoch != activation.epoch:
+            self._not_activated(user, activation, None if task.cancelled() else task.exception())
             return
-        reason, known = Reason.MANAGER_UNAVAILABLE, Epoch(0)
+        for command in activation.waiting:
+            self._handle(live, command)
+        self._unneeded.note(live, boot_ms())
+        if activation.departure is not None:
+            self._depart(user, activation.epoch, activation.departure)
+
+    def _not_activated(
+        self, user: UserKey, activation: _Activation, failure: BaseException | None
+    ) -> None:
+        epoch, departure = activation.epoch, activation.departure
+        reason, known = Reason.MANAGER_UNAVAILABLE, NO_EPOCH
         match failure:
             case GrantRefused(kind, known):
                 reason = Reason.PLACEMENT_UNKNOWN if not known else Reason.EPOCH_STALE
-                self._count_refusal(kind, user, activation.epoch, "attach")
+                self._report(ViolationKind(kind), user, epoch, "attach")
             case StewardError():
                 reason = failure.reason
             case LogFailed():
                 self._fail(failure)
             case None:
-                pass  # Made and over again at once; the edge resolves anew.
+                pass  # Made and over again at once, or this node ends; the edge resolves anew.
             case _:
                 _log.error("a manager could not be made", exc_info=failure)
-        for command in activation.waiting:
-            self._refuse(user, activation.epoch, command, reason, known)
-
-    async def _make_manager(self, user: UserKey, epoch: Epoch, gap_ms: int, trace: str) -> None:
-        started = time.monotonic()
-        started_ns = time.time_ns()
-        grant = await self._grant(user, epoch)
-        try:
-            sealed = await self._log.seal(Seal(user, epoch, secrets.token_hex(8)))
-            if isinstance(sealed, Fenced):
-                raise GrantRefused("stale_epoch_seal", sealed.fence)
-            manager = make_manager(grant, sealed, self._policy)
-        except BaseException:
+        if departure is not None:
+            handoff = isinstance(departure, HandOff)
+            self._let_go(user, epoch, departure.cause, handoff=handoff, activate=False)
+        elif failure is not None and activation.granted:
             # The grant is spent: whoever comes next needs a new placement.
             self._give_back(user, epoch, "activation failed")
-            raise
+        for command in activation.waiting:
+            self._edges.refuse(user, epoch, command, reason, known)
+
+    async def _make_manager(self, user: UserKey, activation: _Activation, trace: str) -> None:
+        started = time.monotonic()
+        started_ns = time.time_ns()
+        epoch = activation.epoch
+        grant = await self._grant(user, epoch)
+        activation.granted = True
+        sealed = await self._log.seal(Seal(user, epoch, secrets.token_hex(8)))
+        if isinstance(sealed, Fenced):
+            # Should the registry have lost its past, this is how it learns of it.
+            self._registry.report_log_head(sealed.fence)
+            raise GrantRefused(ViolationKind.STALE_SEAL, sealed.fence)
+        if self.is_silent():
+            raise StewardError(Reason.NODE_DRAINING, "this incarnation is over")
+        manager = make_manager(grant, sealed, self._policy)
         before = self._live.get(user)
         if before is not None:
             self._handle(before, Fence(epoch))
-        live = _Live(manager)
-        self._live[user] = live
-        self._empty.clear()
+        self._live[user] = manager
         took_s = time.monotonic() - started
-        gap_ms = gap_ms + int(took_s * 1000) if gap_ms else 0
+        gap_ms = self._gap_ms(activation, manager, int(took_s * 1000))
         trace = self._tracing.record(
             "manager.activate", trace or self._tracing.new_root(), started_ns, {"epoch": epoch}
         )
         self._metrics.activate_seconds.observe(took_s)
-        if gap_ms:
-            self._metrics.failover_gap_seconds.observe(gap_ms / 1000)
-        self._perform(live, manager.begin(boot_ms(), wall_ms(), gap_ms, trace))
+        effects = manager.begin(boot_ms(), wall_ms(), gap_ms, trace)
+        self._performer.perform(manager, effects)
+
+    def _gap_ms(self, activation: _Activation, manager: Manager, took_ms: int) -> int | None:
+        """How long somebody, or an open run, waited for this manager, as far as is known here."""
+        gaps = [one.gap_ms for one in activation.waiting if isinstance(one, AttachEdge)]
+        if gaps:
+            return max(gaps) + took_ms if max(gaps) else 0
+        if not manager.lost_node:
+            return None
+        left_ms = self._left.get(manager.lost_node)
+        return boot_ms() - left_ms if left_ms is not None else 0
 
     async def _grant(self, user: UserKey, epoch: Epoch) -> Grant:
         assert self._book is not None
@@ -345,154 +499,99 @@ class ManagerHost:
             self._book.learn(placement)
         return self._book.take(user, epoch)
 
+    # Departure: by plan, one user at a time.
+
+    def _depart(self, user: UserKey, epoch: Epoch, departure: Departure) -> None:
+        """End the manager of (user, epoch), or the one in the making, or let the placement go."""
+        if self.is_silent():
+            return
+        self._change.notify()
+        live, activation = self._live.get(user), self._activations.get(user)
+        if live is not None and live.epoch == epoch:
+            self._send_off(live, departure)
+        elif activation is not None and activation.epoch == epoch:
+            if not isinstance(activation.departure, Evict):
+                activation.departure = departure
+        elif self._gone.get(user) == epoch:
+            pass  # It went before, and the registry has been told.
+        elif isinstance(departure, Evict):
+            # Its runs are to be cancelled, and only a manager can say so in the log.
+            self._activate(user, epoch, None, "").departure = departure
+        else:
+            handoff = isinstance(departure, HandOff)
+            self._let_go(user, epoch, departure.cause, handoff=handoff, activate=False)
+
+    def _send_off(self, live: Manager, departure: Departure) -> None:
+        self._handle(live, departure)
+        until_ms = live.next_deadline()
+        if not live.over and until_ms is not None:
+            before = self._departures.pop(live.user, None)
+            if before is not None:
+                before.cancel()
+            loop = asyncio.get_running_loop()
+            wait_s = max(until_ms - boot_ms(), 0) / 1000 + 0.001
+            timer = loop.call_later(wait_s, self._send_off, live, departure)
+            self._departures[live.user] = timer
+
+    def _let_go(
+        self, user: UserKey, epoch: Epoch, cause: str, *, handoff: bool, activate: bool
+    ) -> None:
+        """Give a placement back by plan."""
+        self._gone.pop(user, None)
+        self._gone[user] = epoch
+        if len(self._gone) > MOST_GONE:
+            self._gone.popitem(last=False)
+        self._give_back(user, epoch, cause, handoff, activate)
+
     # Carrying out effects.
 
-    def _handle(self, live: _Live, command: Command) -> None:
-        self._perform(live, live.manager.handle(boot_ms(), command, wall_ms()))
-
-    def _perform(self, live: _Live, effects: list[Effect]) -> None:
-        for effect in effects:
-            self._perform_by_type[type(effect)](live, effect)
-
-    def _write(self, live: _Live, effect: WriteAppend) -> None:
-        for type in effect.types:
-            self._count_event[type].inc()
-        try:
-            future = self._log.append(effect.append)
-        except LogFull:
-            # It was never sent, so ending this manager loses nothing that was promised.
-            _log.error("the event log takes no more work; a manager is ended")
-            self._handle(live, Fence(Epoch(0)))
+    def _handle(self, live: Manager, command: Command) -> None:
+        if self.is_silent():
             return
-        future.add_done_callback(
-            partial(self._appended, live, effect.append.append_number, time.monotonic())
-        )
+        now_ms = boot_ms()
+        self._performer.perform(live, live.handle(now_ms, command, wall_ms()))
+        if isinstance(command, FinishAppend | DetachEdge):
+            self._unneeded.note(live, now_ms)
 
-    def _appended(
-        self, live: _Live, number: int, started: float, future: "asyncio.Future[AppendOutcome]"
-    ) -> None:
-        if future.cancelled():
-            return
-        failure = future.exception()
-        if failure is not None:
-            self._fail(failure)
-            return
-        self._metrics.append_seconds.observe(time.monotonic() - started)
-        outcome = future.result()
-        if isinstance(outcome, Fenced):
-            manager = live.manager
-            evidence = f"append {number} met fence {outcome.fence}"
-            self._count_refusal("stale_append", manager.user, manager.epoch, evidence)
-        self._handle(live, FinishAppend(number, outcome))
-        self._note_unneeded(live)
-
-    def _deliver(self, live: _Live, effect: Deliver) -> None:
-        for edge_id in effect.edges:
-            edge = self._edges.get(edge_id)
-            if edge is not None:
-                edge.deliver(live.manager.user, live.manager.epoch, effect)
-
-    def _answer(
-        self,
-        live: _Live,
-        effect: AnswerAttached | AnswerAccepted | AnswerCancelled | AnswerRefused,
-    ) -> None:
-        manager = live.manager
-        if isinstance(effect, AnswerAccepted):
-            self._spans.accepted(manager.user, manager.epoch, effect)
-        edge = self._edges.get(effect.edge_id)
-        if edge is not None:
-            edge.answer(manager.user, manager.epoch, effect, Epoch(0))
-
-    def _refuse(
-        self, user: UserKey, epoch: Epoch, command: EdgeCommand, reason: Reason, known: Epoch
-    ) -> None:
-        edge = self._edges.get(command.edge_id)
-        if edge is not None and not isinstance(command, DetachEdge):
-            message = "no manager here under this epoch"
-            answer = AnswerRefused(command.edge_id, command.command_id, reason, message)
-            edge.answer(user, epoch, answer, known)
-
-    def _start_run(self, live: _Live, effect: StartRun) -> None:
-        self._spans.run_started(effect)
-        task = asyncio.ensure_future(self._prepare_run(live, effect))
-        live.preparing[effect.key] = task
-        task.add_done_callback(partial(self._prepared, live, effect.key))
-
-    async def _prepare_run(self, live: _Live, effect: StartRun) -> None:
-        content, messages, state = await read_history(self._log, live.manager, effect)
-        if self._runs is None:
-            raise RuntimeError("run_on was not called")
-        self._runs.start_run(
-            RunStart(
-                effect.key,
-                effect.agent,
-                effect.thread_id,
-                content,
-                messages,
-                state,
-                effect.attempt,
-                effect.traceparent,
-            )
-        )
-
-    def _prepared(self, live: _Live, key: RunKey, task: asyncio.Task[None]) -> None:
-        live.preparing.pop(key, None)
-        failure = None if task.cancelled() else task.exception()
-        if failure is not None:
-            self._fail(failure)
-
-    def _stop_run(self, live: _Live, effect: StopRun) -> None:
-        preparing = live.preparing.get(effect.key)
-        if preparing is not None:
-            preparing.cancel()
-        elif self._runs is not None:
-            self._runs.cancel_run(effect.key)
-
-    def _count_run(self, live: _Live, effect: CountRun) -> None:
-        self._spans.run_ended(effect.key, effect.outcome)
-        self._metrics.runs_total.labels(outcome=effect.outcome.value).inc()
-        if self._draining and not self.open_runs:
-            self._idle.set()
-
-    def _acknowledge(self, live: _Live, effect: AcknowledgeVerbs) -> None:
-        # One crossing to the agent thread per loop turn, whatever the number of managers.
-        if not self._acks:
-            asyncio.get_running_loop().call_soon(self._send_acks)
-        self._acks.append(effect.acknowledged)
-
-    def _send_acks(self) -> None:
-        acks, self._acks = self._acks, []
-        if self._runs is not None:
-            self._runs.acknowledge(acks)
-
-    def _end_manager(self, live: _Live, effect: EndManager) -> None:
-        manager = live.manager
-        if self._live.get(manager.user) is live:
-            del self._live[manager.user]
-        self._unneeded.pop(manager.user, None)
-        for key in live.preparing:
-            live.preparing[key].cancel()
-        if self._runs is not None:
-            for key in manager.active_keys():
-                self._runs.cancel_run(key)
+    def _end_manager(self, live: Manager, effect: EndManager) -> None:
+        user, epoch = live.user, live.epoch
+        if self._live.get(user) is live:
+            del self._live[user]
+            timer = self._departures.pop(user, None)
+            if timer is not None:
+                timer.cancel()
+        self._unneeded.forget(user)
+        for key in live.active_keys():
+            self._runs.stop(key)
         # Never again under this epoch: whoever comes next needs a new placement.
-        self._give_back(manager.user, manager.epoch, effect.cause)
-        for edge_id in manager.edges:
-            edge = self._edges.get(edge_id)
-            if edge is not None:
-                edge.manager_lost(manager.user, manager.epoch, effect.reason, effect.fence)
-        if not self._live:
-            self._empty.set()
+        if effect.reason is Reason.EPOCH_STALE:
+            self._give_back(user, epoch, effect.cause)
+        else:
+            handoff, activate = effect.handoff, effect.activate
+            self._let_go(user, epoch, effect.cause, handoff=handoff, activate=activate)
+        self._edges.manager_lost(live, effect.reason, effect.fence)
+        self._change.notify()
 
-    def _give_back(self, user: UserKey, epoch: Epoch, cause: str) -> None:
+    def _give_back(
+        self,
+        user: UserKey,
+        epoch: Epoch,
+        cause: str,
+        handoff: bool = False,
+        activate: bool = False,
+    ) -> None:
         if self._book is not None:
             self._book.forget(user, epoch)
-        self._registry.release(user, epoch, cause)
+        self._registry.release(user, epoch, cause, handoff, activate)
 
-    def _count_refusal(self, kind: str, user: UserKey | None, epoch: Epoch, evidence: str) -> None:
-        self._metrics.refusals.labels(kind=kind).inc()
-        self._registry.report_refusal(kind, user, epoch, evidence)
+    def _append_refused(self, live: Manager, kind: ViolationKind, evidence: str) -> None:
+        stood_ms = self._standstill.recent_ms(boot_ms())
+        self._report(kind, live.user, live.epoch, f"{evidence} stood_ms={stood_ms}")
+
+    def _report(
+        self, kind: ViolationKind, user: UserKey | None, epoch: Epoch, evidence: str
+    ) -> None:
+        self._violations.report(Violation(kind, evidence, user, epoch, self._incarnation))
 
     def _fail(self, failure: BaseException) -> None:
         if not self.failed.done():

@@ -17,6 +17,7 @@ from steward.errors import Reason
 from steward.model.keys import EdgeId, Epoch, UserKey
 from steward.model.placement import Placement
 from steward.model.verbs import RunKey, RunStart, VerbsAcknowledged
+from steward.model.violations import Violation
 
 EdgeAnswer = AnswerAttached | AnswerAccepted | AnswerCancelled | AnswerRefused
 
@@ -34,6 +35,12 @@ class EdgePort(Protocol):
 
     def manager_lost(self, user: UserKey, epoch: Epoch, reason: Reason, known: Epoch) -> None: ...
 
+    def client_taken(self, user: UserKey, epoch: Epoch, client_id: str) -> None: ...
+
+    def abort(self) -> None:
+        """End the stream now, without what waits in it: this node may say nothing any more."""
+        ...
+
 
 class RegistryPort(Protocol):
     """The node's session with the registry."""
@@ -42,13 +49,30 @@ class RegistryPort(Protocol):
         """The placement of a user on this incarnation, asked for once. None: not here."""
         ...
 
-    def release(self, user: UserKey, epoch: Epoch, cause: str) -> None:
-        """Give a placement back (compare-and-delete). Kept and sent again until answered."""
+    def release(
+        self,
+        user: UserKey,
+        epoch: Epoch,
+        cause: str,
+        handoff: bool = False,
+        activate: bool = False,
+    ) -> None:
+        """Give a placement back (compare-and-delete). Kept and sent again until answered.
+
+        `handoff`: place the user on another node in the same step; with `activate` that one makes
+        the manager at once.
+        """
         ...
 
-    def report_refusal(self, kind: str, user: UserKey | None, epoch: Epoch, evidence: str) -> None:
-        """A guard worked; the registry keeps it. Best effort. None: it is of no user."""
+    def report_log_head(self, fence: Epoch) -> None:
+        """The log has this fence, which is above a grant of this node."""
         ...
+
+
+class ViolationPort(Protocol):
+    """Where refusals and breaches go. Never blocks, never raises."""
+
+    def report(self, violation: Violation) -> None: ...
 
 
 class RunPort(Protocol):

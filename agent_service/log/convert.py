@@ -19,7 +19,13 @@ from agent_service.core.journal import (
     SealOutcome,
     StoredEvent,
 )
-from agent_service.log.port import EventPage, LogSummary, ReadRange, ThreadSummary
+from agent_service.log.port import (
+    EventPage,
+    LogSummary,
+    OpenRunPage,
+    ReadRange,
+    ThreadSummary,
+)
 from agent_service.log.rules import check_append, check_seal
 from steward.errors import Reason, StewardError
 from steward.model.keys import Epoch, Sequence, StreamId, UserKey
@@ -252,6 +258,18 @@ def threads_to(
             for thread in threads
         ],
         next=following,
+    )
+
+
+def open_runs_from(message: log_service_pb2.ListOpenRunsResponse) -> OpenRunPage:
+    """A page of users."""
+    return OpenRunPage(tuple(user_from(user) for user in message.users), message.more)
+
+
+def open_runs_to(page: OpenRunPage) -> log_service_pb2.ListOpenRunsResponse:
+    """A page of users as a response."""
+    return log_service_pb2.ListOpenRunsResponse(
+        users=[user_to(user) for user in page.users], more=page.more
     )
 
 

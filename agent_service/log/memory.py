@@ -25,13 +25,21 @@ from agent_service.core.journal import (
     SealOutcome,
     StoredEvent,
 )
-from agent_service.log.port import EventPage, LogSummary, ReadRange, ThreadSummary
+from agent_service.log.port import (
+    EventPage,
+    LogSummary,
+    OpenRunPage,
+    ReadRange,
+    ThreadSummary,
+)
 from agent_service.log.rules import (
     bounded,
     check_append,
     check_seal,
     cut_page,
+    most_open_runs,
     most_threads,
+    nobody,
     page_after,
     parse_page,
     thread_summary,
@@ -42,22 +50,41 @@ from steward.model.keys import Epoch, Sequence, StreamId, UserKey
 
 @dataclass(slots=True)
 class _Stream:
+    row: int
     stream_id: StreamId
     fence: Epoch
     activation: str
     last_append_number: int = 0
     events: list[StoredEvent] = field(default_factory=list)
     records: dict[tuple[RecordKind, str], Record] = field(default_factory=dict)
+    runs: int = 0
 
     def copy(self) -> "_Stream":
         return _Stream(
+            self.row,
             self.stream_id,
             self.fence,
             self.activation,
             self.last_append_number,
             list(self.events),
             dict(self.records),
+            self.runs,
         )
+
+    def put(self, record: Record) -> None:
+        key = (record.kind, record.key)
+        known = self.records.get(key)
+        if record.kind is RecordKind.RUN and known is None:
+            self.runs += 1
+        elif record.kind is RecordKind.THREAD:
+            value = with_first_title(known.value if known else None, record.value)
+            record = Record(record.kind, record.key, value)
+        self.records[key] = record
+
+    def delete(self, record: Record) -> None:
+        known = self.records.pop((record.kind, record.key), None)
+        if known is not None and record.kind is RecordKind.RUN:
+            self.runs -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +102,21 @@ def new_stream_id() -> StreamId:
 class LogState:
     """Every user's stream. `make_stream_id` names new ones; give a seeded one to repeat a run."""
 
-    __slots__ = ("_make_stream_id", "_streams")
+    __slots__ = ("_make_stream_id", "_open", "_streams")
 
     def __init__(self, make_stream_id: Callable[[], StreamId]) -> None:
         self._make_stream_id = make_stream_id
         self._streams: dict[UserKey, _Stream] = {}
+        # Users who have a RUN record: changes with the records.
+        self._open: set[UserKey] = set()
 
     def seal(self, seal: Seal) -> SealOutcome:
         """Raise the fence and read the start, as one step. ValueError for a malformed seal."""
         check_seal(seal)
         stream = self._streams.get(seal.user)
         if stream is None:
-            stream = _Stream(self._make_stream_id(), seal.epoch, seal.activation)
+            row = len(self._streams) + 1
+            stream = _Stream(row, self._make_stream_id(), seal.epoch, seal.activation)
             self._streams[seal.user] = stream
         elif seal.epoch > stream.fence:
             stream.fence = seal.epoch
@@ -123,13 +153,13 @@ class LogState:
         stream.events.extend(append.events)
         for record in append.records:
             if record.deleted:
-                stream.records.pop((record.kind, record.key), None)
+                stream.delete(record)
             else:
-                if record.kind is RecordKind.THREAD:
-                    known = stream.records.get((record.kind, record.key))
-                    value = with_first_title(known.value if known else None, record.value)
-                    record = Record(record.kind, record.key, value)
-                stream.records[record.kind, record.key] = record
+                stream.put(record)
+        if stream.runs:
+            self._open.add(append.user)
+        else:
+            self._open.discard(append.user)
         return Committed(Sequence(len(stream.events) + 1))
 
     def read(self, user: UserKey, wanted: ReadRange) -> EventPage:
@@ -157,6 +187,19 @@ class LogState:
         listed = later[:limit]
         return listed, page_after(listed[-1]) if len(later) > limit else ""
 
+    def open_runs(self, after: UserKey | None, limit: int) -> OpenRunPage:
+        """Users who have an open run, in the order of their first seals."""
+        limit = most_open_runs(limit)
+        row = 0
+        if after is not None:
+            stream = self._streams.get(after)
+            if stream is None:
+                raise nobody(after)
+            row = stream.row
+        found = sorted((self._streams[user].row, user) for user in self._open)
+        later = [user for number, user in found if number > row]
+        return OpenRunPage(tuple(later[:limit]), len(later) > limit)
+
     def summary(self, log_id: str) -> LogSummary:
         """Totals of all streams."""
         streams = self._streams.values()
@@ -165,7 +208,7 @@ class LogState:
             streams=len(self._streams),
             events=sum(len(stream.events) for stream in streams),
             largest_fence=max((stream.fence for stream in streams), default=0),
-            open_runs=sum(kind is RecordKind.RUN for s in streams for kind, _ in s.records),
+            open_runs=sum(self._streams[user].runs for user in self._open),
         )
 
     def snapshot(self) -> LogSnapshot:
@@ -175,6 +218,7 @@ class LogState:
     def restore(self, snapshot: LogSnapshot) -> None:
         """Go back to a snapshot, of this state or another. It may be restored again."""
         self._streams = {user: stream.copy() for user, stream in snapshot.streams}
+        self._open = {user for user, stream in self._streams.items() if stream.runs}
 
 
 def _matching(events: list[StoredEvent], wanted: ReadRange) -> Iterator[tuple[int, bytes]]:
@@ -214,6 +258,10 @@ class MemoryLog:
     ) -> tuple[list[ThreadSummary], str]:
         """A page of threads, newest first."""
         return self.state.threads(user, limit, page)
+
+    async def open_runs(self, after: UserKey | None, limit: int) -> OpenRunPage:
+        """A page of the users who have an open run."""
+        return self.state.open_runs(after, limit)
 
     async def describe(self) -> LogSummary:
         """Totals, for operators."""

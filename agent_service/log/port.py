@@ -61,6 +61,14 @@ class LogSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenRunPage:
+    """Users who have an open run, each once. `more` says that others follow the last of them."""
+
+    users: tuple[UserKey, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ReadRange:
     """Which events: `after < sequence <= until` (0: no end), at most `limit` and `max_bytes`.
 
@@ -113,8 +121,16 @@ class EventLog(Protocol):
         """
         ...
 
+    async def open_runs(self, after: UserKey | None, limit: int) -> OpenRunPage:
+        """A page of the users who have a RUN record, in the order of their first seals.
+
+        From an index that changes in the transaction of the record; `limit` is 1 to 1000. Raises
+        StewardError: PROTOCOL_VIOLATION for an `after` that was never sealed, and as `read`.
+        """
+        ...
+
     async def describe(self) -> LogSummary:
-        """Totals, for operators."""
+        """Totals; quick, however much the log holds. Raises as `read`."""
         ...
 
     async def close(self) -> None:

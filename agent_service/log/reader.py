@@ -9,16 +9,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agent_service.log.packing import unpack
-from agent_service.log.port import EventPage, LogSummary, ReadRange, ThreadSummary
+from agent_service.log.port import (
+    EventPage,
+    LogSummary,
+    OpenRunPage,
+    ReadRange,
+    ThreadSummary,
+)
 from agent_service.log.rules import (
     bounded,
     cut_page,
+    most_open_runs,
     most_threads,
+    nobody,
     page_after,
     parse_page,
     thread_summary,
 )
 from steward.model.keys import StreamId, UserKey
+
+OPEN_RUNS = (
+    "SELECT tenant, user FROM"
+    " (SELECT DISTINCT stream FROM record WHERE kind = 2 AND stream > ? ORDER BY stream LIMIT ?)"
+    " JOIN stream ON id = stream ORDER BY id"
+)
+"""Kind 2 is RUN."""
 
 
 def read_events(connection: sqlite3.Connection, user: UserKey, wanted: ReadRange) -> EventPage:
@@ -89,8 +104,27 @@ def read_threads(
     return listed, page_after(listed[-1]) if len(rows) > limit else ""
 
 
+def read_open_runs(
+    connection: sqlite3.Connection, after: UserKey | None, limit: int
+) -> OpenRunPage:
+    """A page of the users who have an open run, by the index of RUN records alone."""
+    limit = most_open_runs(limit)
+    row = 0
+    with _snapshot(connection):
+        if after is not None:
+            stream = connection.execute(
+                "SELECT id FROM stream WHERE tenant = ? AND user = ?", after
+            ).fetchone()
+            if stream is None:
+                raise nobody(after)
+            row = stream[0]
+        rows = connection.execute(OPEN_RUNS, (row, limit + 1)).fetchall()
+    users = tuple(UserKey(tenant, user) for tenant, user in rows[:limit])
+    return OpenRunPage(users, len(rows) > limit)
+
+
 def read_summary(connection: sqlite3.Connection, log_id: str) -> LogSummary:
-    """Totals of all streams."""
+    """Totals of all streams, from indexes."""
     with _snapshot(connection):
         events, streams, fence, runs = connection.execute(
             "SELECT (SELECT events FROM meta), (SELECT count(*) FROM stream),"

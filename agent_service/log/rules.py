@@ -16,7 +16,7 @@ import orjson
 from agent_service.core.journal import Append, RecordKind, Seal
 from agent_service.log.port import EventPage, ReadRange, ThreadSummary
 from steward.errors import Reason, StewardError
-from steward.model.keys import StreamId
+from steward.model.keys import StreamId, UserKey
 
 MOST_APPEND_BYTES = 8 * 1024 * 1024
 """Payload and record bytes of one append; a gRPC message carries at least one such append."""
@@ -28,6 +28,7 @@ this is a bound on managers per node; beyond it `append` raises LogFull."""
 MOST_PAGE_EVENTS = 1000
 MOST_PAGE_BYTES = 4 * 1024 * 1024
 MOST_THREADS = 200
+MOST_OPEN_RUNS = 1000
 
 _MOST_EPOCH = (1 << 53) - 1
 _MOST_NUMBER = (1 << 63) - 1
@@ -119,6 +120,18 @@ def parse_page(page: str) -> tuple[int, str]:
 def most_threads(limit: int) -> int:
     """How many threads a page holds: `limit`, within 1 and MOST_THREADS."""
     return min(max(limit, 1), MOST_THREADS)
+
+
+def most_open_runs(limit: int) -> int:
+    """How many users a page of open runs holds: `limit`, within 1 and MOST_OPEN_RUNS."""
+    return min(max(limit, 1), MOST_OPEN_RUNS)
+
+
+def nobody(after: UserKey) -> StewardError:
+    """The refusal of a listing that is to go on after a user whom the log never saw."""
+    return StewardError(
+        Reason.PROTOCOL_VIOLATION, f"no stream of {after.tenant}/{after.user}: begin anew"
+    )
 
 
 def bounded(wanted: ReadRange) -> ReadRange:

@@ -18,6 +18,7 @@ from agent_service.log.convert import (
     append_from,
     fill_append_answer,
     fill_seal_answer,
+    open_runs_to,
     page_to,
     range_from,
     seal_from,
@@ -43,6 +44,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
     _SERVICE + "ReadStream": frozenset({Role.AGENT}),
     _SERVICE + "ReadThreads": frozenset({Role.AGENT}),
     _SERVICE + "DescribeLog": frozenset({Role.AGENT, Role.OPERATOR}),
+    _SERVICE + "ListOpenRuns": frozenset({Role.AGENT}),
 }
 """Who may call what; the interceptor refuses everybody else."""
 
@@ -125,6 +127,18 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
             await abort(context, _FAILED)
         return summary_to(summary)
 
+    async def ListOpenRuns(
+        self, request: log_service_pb2.ListOpenRunsRequest, context: Any
+    ) -> log_service_pb2.ListOpenRunsResponse:
+        try:
+            after = user_from(request.after) if request.HasField("after") else None
+            page = await self._log.open_runs(after, request.limit or 500)
+        except StewardError as error:
+            await abort(context, error)
+        except LogFailed:
+            await abort(context, _FAILED)
+        return open_runs_to(page)
+
 
 class _Answered:
     """The outcomes of one message's operations: seals first, then appends."""
@@ -144,7 +158,8 @@ class _LogStream:
 
     def __init__(self, log: SqliteLog) -> None:
         self._log = log
-        self._answers: Outbox[_Answered] = Outbox()
+        # What was answered, and numbers of pings.
+        self._answers: Outbox[_Answered | int] = Outbox()
         self._in_flight = 0
         self._room = asyncio.Event()
         self._error: StewardError | None = None
@@ -159,9 +174,14 @@ class _LogStream:
         """Serve until the stream ends. Raises StewardError for a node that breaks the rules."""
         reading = asyncio.create_task(self._read(requests))
         try:
-            while answered := await self._answers.take(64):
-                for message in _responses(answered):
+            while items := await self._answers.take(64):
+                answered = [item for item in items if not isinstance(item, int)]
+                for message in _responses(answered) if answered else ():
                     await context.write(message)
+                pings = [item for item in items if isinstance(item, int)]
+                if pings:
+                    pong = log_service_pb2.LogPong(number=max(pings))
+                    await context.write(log_service_pb2.HoldLogStreamResponse(pong=pong))
                 self._in_flight -= sum(len(a.outcomes) for a in answered)
                 self._room.set()
         finally:
@@ -175,9 +195,17 @@ class _LogStream:
     async def _read(self, requests: AsyncIterator[log_service_pb2.HoldLogStreamRequest]) -> None:
         try:
             async for request in requests:
-                if request.WhichOneof("body") != "batch":
-                    raise StewardError(Reason.PROTOCOL_VIOLATION, "only batches follow the hello")
-                await self._submit(request.batch)
+                match request.WhichOneof("body"):
+                    case "batch":
+                        await self._submit(request.batch)
+                    case "ping":
+                        self._answers.put(request.ping.number)
+                    case _:
+                        raise StewardError(
+                            Reason.PROTOCOL_VIOLATION, "batches and pings follow the hello"
+                        )
+        except OutboxClosed:
+            return  # This end is stopping.
         finally:
             self._answers.close()
 

@@ -34,10 +34,11 @@ from agent_service.log.port import (
     LogFailed,
     LogFull,
     LogSummary,
+    OpenRunPage,
     ReadRange,
     ThreadSummary,
 )
-from agent_service.log.reader import read_events, read_summary, read_threads
+from agent_service.log.reader import read_events, read_open_runs, read_summary, read_threads
 from agent_service.log.rules import MOST_WAITING, check_append, check_seal
 from agent_service.log.writer import Group, GroupWriter, Operation, Outcome
 from steward.errors import Reason, StewardError
@@ -149,6 +150,10 @@ class SqliteLog:
     ) -> tuple[list[ThreadSummary], str]:
         """A page of threads, newest first. As in the port."""
         return await self._read(lambda connection: read_threads(connection, user, limit, page))
+
+    async def open_runs(self, after: UserKey | None, limit: int) -> OpenRunPage:
+        """A page of the users who have an open run. As in the port."""
+        return await self._read(lambda connection: read_open_runs(connection, after, limit))
 
     async def describe(self) -> LogSummary:
         """Totals, for operators."""

@@ -4,7 +4,7 @@ The store keeps a digest of the secret and what it stands for, and hands that ou
 however many ask. The functions here decide whether what was handed out is still good:
 its time, its origin, and whether the user was revoked since. All times are Unix
 milliseconds. Every refusal of an unknown, used or expired secret is the same sentence,
-so that nobody learns which it was.
+so that nobody learns which it was; inside, a ticket that comes again is told from others.
 """
 
 import hashlib
@@ -15,9 +15,11 @@ from steward.errors import Reason, StewardError
 from steward.model.identity import Identity
 from steward.model.keys import UserKey
 
+MOST_USED = 10_000
 TICKET_TTL_MS = 30_000
 LOGIN_TTL_MS = 600_000
 MAX_ORIGIN_CHARS = 512
+_BAD_TICKET = "the ticket is unknown, used or expired"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,37 @@ class Login:
 
 
 Grant = Ticket | Login
+
+
+class TicketReplayed(StewardError):
+    """A ticket of this user, which was used, came again."""
+
+    def __init__(self, user: UserKey) -> None:
+        super().__init__(Reason.TOKEN_INVALID, _BAD_TICKET)
+        self.user = user
+
+
+class UsedTickets:
+    """Whose the last tickets were that were used here; only to tell a replay from a guess.
+
+    Bounded, and empty after a restart: a replay is refused all the same, as any unknown ticket.
+    """
+
+    __slots__ = ("_users",)
+
+    def __init__(self) -> None:
+        self._users: dict[bytes, UserKey] = {}
+
+    def add(self, digest: bytes, user: UserKey) -> None:
+        self._users[digest] = user
+        if len(self._users) > MOST_USED:
+            del self._users[next(iter(self._users))]
+
+    def check(self, digest: bytes) -> None:
+        """Raises TicketReplayed for one that was used."""
+        user = self._users.get(digest)
+        if user is not None:
+            raise TicketReplayed(user)
 
 
 def digest_of(secret: str) -> bytes:
@@ -67,7 +100,7 @@ def redeem_ticket(
     origin, TOKEN_EXPIRED or TOKEN_REVOKED when the token behind it ended meanwhile.
     """
     if not isinstance(ticket, Ticket) or ticket.expires_at_ms <= now_ms:
-        raise StewardError(Reason.TOKEN_INVALID, "the ticket is unknown, used or expired")
+        raise StewardError(Reason.TOKEN_INVALID, _BAD_TICKET)
     if ticket.origin and ticket.origin != origin:
         raise StewardError(Reason.TOKEN_INVALID, "the ticket was issued to another origin")
     identity = ticket.identity

@@ -19,11 +19,38 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from edge.core.announcements import Announcements
+from edge.core.attachment_values import (
+    Answered,
+    ClientCame,
+    ClientLeft,
+    Command,
+    Effect,
+    EndClient,
+    EndSessions,
+    Evicted,
+    HeadKnown,
+    NodeLost,
+    Occupied,
+    Over,
+    PlacementMoved,
+    Resolved,
+    ResolveFailed,
+    ResolveManager,
+    SearchFailed,
+    SendCommand,
+    Settle,
+    Submit,
+    Tick,
+    Vacated,
+)
 from edge.core.commands import (
     Accepted,
+    AnnounceClient,
     Answer,
     Attach,
     Attached,
+    ClientTaken,
     CommandOutcome,
     Detach,
     EdgeCommand,
@@ -36,6 +63,39 @@ from edge.core.resume import StreamHead
 from steward.errors import Reason
 from steward.model.keys import Epoch, NodeIncarnation, UserKey
 from steward.model.placement import Placement
+
+__all__ = [
+    "ABANDON_MS",
+    "ATTACH_ANSWER_MS",
+    "FIRST_BACKOFF_MS",
+    "LINGER_MS",
+    "MOST_BACKOFF_MS",
+    "MOST_PENDING",
+    "Answered",
+    "Attachment",
+    "AttachmentState",
+    "ClientCame",
+    "ClientLeft",
+    "Command",
+    "Effect",
+    "EndClient",
+    "EndSessions",
+    "Evicted",
+    "HeadKnown",
+    "NodeLost",
+    "Occupied",
+    "Over",
+    "PlacementMoved",
+    "ResolveFailed",
+    "ResolveManager",
+    "Resolved",
+    "SearchFailed",
+    "SendCommand",
+    "Settle",
+    "Submit",
+    "Tick",
+    "Vacated",
+]
 
 MOST_PENDING: Final = 256
 ATTACH_ANSWER_MS: Final = 3_000
@@ -55,126 +115,6 @@ class AttachmentState(Enum):
     WAITING = auto()
 
 
-# ---- commands
-
-
-@dataclass(frozen=True, slots=True)
-class Occupied:
-    """Somebody is connected, or waits for an answer; the trace of how they came, if sampled."""
-
-    traceparent: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Vacated:
-    """Nobody is, any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    placement: Placement
-
-
-@dataclass(frozen=True, slots=True)
-class ResolveFailed:
-    reason: Reason
-    retry_after_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    answer: Answer
-
-
-@dataclass(frozen=True, slots=True)
-class NodeLost:
-    """This incarnation can't be talked to. `fenced`: by the registry's word, for good."""
-
-    incarnation: NodeIncarnation
-    fenced: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PlacementMoved:
-    placement: Placement
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """A command of a client. `ticket` names it towards the driver, once."""
-
-    ticket: int
-    traceparent: str
-    body: UserCommand
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Command = (
-    Occupied
-    | Vacated
-    | Resolved
-    | ResolveFailed
-    | Answered
-    | NodeLost
-    | PlacementMoved
-    | Submit
-    | Tick
-)
-
-
-# ---- effects
-
-
-@dataclass(frozen=True, slots=True)
-class ResolveManager:
-    """Ask the registry; the answer comes as `Resolved` or `ResolveFailed`, always."""
-
-    min_epoch: int
-    traceparent: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SendCommand:
-    """Send on the stream to this placement's node; it is opened if need be."""
-
-    placement: Placement
-    command: EdgeCommand
-
-
-@dataclass(frozen=True, slots=True)
-class HeadKnown:
-    """Attached: tell every session."""
-
-    head: StreamHead
-
-
-@dataclass(frozen=True, slots=True)
-class SearchFailed:
-    """This attempt failed: tell the sessions that were never ready."""
-
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """The outcome of the command with this ticket."""
-
-    ticket: int
-    outcome: CommandOutcome
-
-
-@dataclass(frozen=True, slots=True)
-class Over:
-    """Nobody needs this attachment any more: forget it."""
-
-
-Effect = ResolveManager | SendCommand | HeadKnown | SearchFailed | Settle | Over
-
-
 @dataclass(slots=True)
 class _Pending:
     ticket: int
@@ -189,6 +129,7 @@ class Attachment:
         "_allowance",
         "_attach_id",
         "_attempt",
+        "_clients",
         "_due_ms",
         "_empty_since",
         "_head",
@@ -199,6 +140,7 @@ class Attachment:
         "_spread",
         "_trace",
         "live_epoch",
+        "live_node",
         "max_epoch",
         "placement",
         "state",
@@ -214,7 +156,10 @@ class Attachment:
         self.placement: Placement | None = None
         # The epoch whose deliveries are accepted; 0 while there is none.
         self.live_epoch = 0
+        # The node that they have to come from, while there is one.
+        self.live_node: NodeIncarnation | None = None
         self.max_epoch = 0
+        self._clients = Announcements()
         self._head: StreamHead | None = None
         self._allowance = Allowance(messages_per_minute, now_ms)
         self._ids = ids
@@ -228,6 +173,11 @@ class Attachment:
         # When the manager was lost that this edge had; 0 while it has one, or never had.
         self._lost_ms = 0
         self._trace = ""
+
+    @property
+    def waiting(self) -> int:
+        """How many commands have no answer yet."""
+        return len(self._pending)
 
     def head(self, sequence: int) -> StreamHead | None:
         """The head for one more session, `sequence` being the last delivered; None if not live."""
@@ -272,12 +222,21 @@ class Attachment:
                 return self._wait(now_ms, reason, retry_after_ms)
             case Answered(answer):
                 return self._on_answer(now_ms, answer)
-            case NodeLost(incarnation, fenced):
-                return self._on_node_lost(now_ms, incarnation, fenced)
+            case NodeLost(incarnation, fenced, wait_ms):
+                return self._on_node_lost(now_ms, incarnation, fenced, wait_ms)
             case PlacementMoved(placement):
                 if self.state is AttachmentState.IDLE or placement.epoch <= self._floor():
                     return []
                 return self._attach(now_ms, placement)
+            case Evicted():
+                return self._evict()
+            case ClientCame(client_id):
+                self._clients.begin(client_id)
+                live = self.placement if self.live_epoch else None
+                return [] if live is None else self._announce(live, client_id)
+            case ClientLeft(client_id):
+                self._clients.end(client_id)
+                return []
             case Submit(ticket, traceparent, body):
                 return self._on_submit(now_ms, ticket, traceparent, body)
             case Tick():
@@ -335,10 +294,19 @@ class Attachment:
 
     def _on_answer(self, now_ms: int, answer: Answer) -> list[Effect]:
         match answer.body:
+            case Attached() if answer.command_id != self._attach_id:
+                self._clients.came_back(answer.command_id, answer.epoch)
+                return []
             case Attached() as attached:
-                return self._on_attached(answer, attached)
-            case ManagerLost(_, known_epoch):
-                return self._on_lost(now_ms, answer.epoch, known_epoch)
+                return self._on_attached(attached)
+            case ManagerLost(reason, known_epoch):
+                return self._on_lost(
+                    now_ms, answer.epoch, known_epoch, evicted=reason == Reason.USER_EVICTED
+                )
+            case ClientTaken(client_id):
+                return (
+                    [EndClient(client_id)] if self._clients.loses(client_id, answer.epoch) else []
+                )
             case Refused() as refused if answer.command_id == self._attach_id:
                 return self._on_attach_refused(now_ms, answer.epoch, refused)
             case Refused() as refused if refused.inside_only:
@@ -348,13 +316,9 @@ class Attachment:
             case outcome:
                 return self._settle(answer.command_id, outcome)
 
-    def _on_attached(self, answer: Answer, attached: Attached) -> list[Effect]:
+    def _on_attached(self, attached: Attached) -> list[Effect]:
         placement = self.placement
-        if (
-            self.state is not AttachmentState.ATTACHING
-            or placement is None
-            or answer.command_id != self._attach_id
-        ):
+        if self.state is not AttachmentState.ATTACHING or placement is None:
             return []
         self.state = AttachmentState.LIVE
         self.live_epoch = placement.epoch
@@ -368,7 +332,10 @@ class Attachment:
             placement.node_id,
             Epoch(placement.epoch),
         )
+        self.live_node = placement.incarnation
         effects: list[Effect] = [HeadKnown(self._head)]
+        for client_id in self._clients.open():
+            effects += self._announce(placement, client_id)
         for command_id, pending in self._pending.items():
             effects.append(self._command(placement, command_id, pending))
         return effects
@@ -385,12 +352,24 @@ class Attachment:
         return self._wait(now_ms, refused.reason, refused.retry_after_ms)
 
     def _on_lost(
-        self, now_ms: int, epoch: int, known_epoch: int, *, gone: bool = True
+        self,
+        now_ms: int,
+        epoch: int,
+        known_epoch: int,
+        *,
+        gone: bool = True,
+        evicted: bool = False,
     ) -> list[Effect]:
-        """The manager of `epoch` is no more (`gone`), or is not the one that counts."""
+        """The manager of `epoch` is no more (`gone`), or is not the one that counts.
+
+        After a planned move this resolves at once, too: the registry answers when the next
+        placement is there, if its push did not come before.
+        """
         placement = self.placement
         if placement is None or epoch < placement.epoch:
             return []
+        if evicted:
+            return self._evict()
         least = epoch + 1 if gone else epoch
         self._min_epoch = max(self._min_epoch, least, known_epoch)
         match self.state:
@@ -402,23 +381,28 @@ class Attachment:
                 return []
 
     def _on_node_lost(
-        self, now_ms: int, incarnation: NodeIncarnation, fenced: bool
+        self, now_ms: int, incarnation: NodeIncarnation, fenced: bool, wait_ms: int
     ) -> list[Effect]:
         placement = self.placement
         if placement is None or placement.incarnation != incarnation:
             return []
         self._min_epoch = max(self._min_epoch, placement.epoch + 1 if fenced else placement.epoch)
         match self.state:
-            case AttachmentState.LIVE:
-                return self._resolve()
-            case AttachmentState.ATTACHING if fenced:
-                return self._resolve()
-            case AttachmentState.ATTACHING:
+            case AttachmentState.ATTACHING if not fenced:
                 return self._wait(now_ms, Reason.MANAGER_UNAVAILABLE)
-            case AttachmentState.WAITING if fenced:
-                return self._resolve()
+            case AttachmentState.WAITING if not fenced:
+                return []
+            case AttachmentState.LIVE | AttachmentState.ATTACHING | AttachmentState.WAITING:
+                return self._pause(now_ms, wait_ms) if wait_ms else self._resolve()
             case _:
                 return []
+
+    def _pause(self, now_ms: int, wait_ms: int) -> list[Effect]:
+        """Resolve a little later: others that were lost at the same time go first."""
+        self.state = AttachmentState.WAITING
+        self.live_epoch = 0
+        self._due_ms = now_ms + wait_ms
+        return []
 
     # ---- commands of clients
 
@@ -444,6 +428,15 @@ class Attachment:
             self.user, placement.epoch, command_id, pending.traceparent, pending.body
         )
         return SendCommand(placement, command)
+
+    def _announce(self, placement: Placement, client_id: str) -> list[Effect]:
+        """The announcement, and behind it an attach, which changes nothing and is answered."""
+        number, marker = next(self._ids), next(self._ids)
+        self._clients.sent(client_id, marker)
+        return [
+            SendCommand(placement, EdgeCommand(self.user, placement.epoch, which, "", body))
+            for which, body in ((number, AnnounceClient(client_id)), (marker, Attach()))
+        ]
 
     def _settle(self, command_id: int, outcome: CommandOutcome) -> list[Effect]:
         pending = self._pending.get(command_id)
@@ -476,6 +469,13 @@ class Attachment:
     def _may_end(self, now_ms: int) -> bool:
         wait = ABANDON_MS if self._pending else LINGER_MS
         return now_ms >= self._empty_since + wait
+
+    def _evict(self) -> list[Effect]:
+        refused = Refused(Reason.USER_EVICTED, "an operator ended the sessions of this user")
+        effects: list[Effect] = [
+            Settle(pending.ticket, refused) for pending in self._pending.values()
+        ]
+        return [*effects, EndSessions(Reason.USER_EVICTED), *self._end()]
 
     def _end(self) -> list[Effect]:
         effects: list[Effect] = []

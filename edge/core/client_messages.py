@@ -23,12 +23,16 @@ _IDENTITY_FIELDS: Final = ("user_id", "tenant_id")
 
 
 class MessageRefused(Exception):
-    """A message against the protocol. `ref` is the client's `id`, where there was a usable one."""
+    """A message against the protocol. `ref` is the client's `id`, where there was a usable one.
 
-    def __init__(self, message: str, ref: str = "") -> None:
+    `names_user`: it said whom it is of, which only the token may.
+    """
+
+    def __init__(self, message: str, ref: str = "", *, names_user: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.ref = ref
+        self.names_user = names_user
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,8 @@ def parse_object(payload: bytes) -> dict[str, Any]:
         raise MessageRefused(f"nested deeper than {MAX_DEPTH}", _ref(fields))
     for name in _IDENTITY_FIELDS:
         if name in fields:
-            raise MessageRefused(f"{name} comes from the token; leave it out", _ref(fields))
+            text = f"{name} comes from the token; leave it out"
+            raise MessageRefused(text, _ref(fields), names_user=True)
     return fields
 
 

@@ -52,8 +52,15 @@ class SubmitInput:
     value: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class AnnounceClient:
+    """A connection with this client id has come here. Not answered; others hear `ClientTaken`."""
+
+    client_id: str
+
+
 UserCommand = SubmitMessage | CancelRun | SubmitInput
-CommandBody = Attach | Detach | UserCommand
+CommandBody = Attach | Detach | AnnounceClient | UserCommand
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +128,15 @@ class ManagerLost:
     known_epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class ClientTaken:
+    """Nobody asked: a connection with this client id has come to another edge."""
+
+    client_id: str
+
+
 CommandOutcome = Accepted | CancelAccepted | InputAccepted | Refused
-AnswerBody = Attached | CommandOutcome | ManagerLost
+AnswerBody = Attached | CommandOutcome | ManagerLost | ClientTaken
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ from edge.core.session_values import (
     PeerLeft,
     ReadFailed,
     ReadPage,
+    Report,
     Send,
     SendEvents,
     SendPing,
@@ -61,6 +62,7 @@ from edge.core.session_values import (
 from steward.errors import ERRORS, Reason, StewardError
 from steward.model.identity import Identity
 from steward.model.keys import StreamId
+from steward.model.violations import ViolationKind
 
 MOST_EARLY_FRAMES: Final = 32
 MOST_EARLY_BYTES: Final = 256 * 1024
@@ -262,7 +264,10 @@ class EdgeSession:
         try:
             message = parse_message(payload)
         except MessageRefused as refused:
-            return self._violation(now_ms, refused.message, refused.ref)
+            effects = self._violation(now_ms, refused.message, refused.ref)
+            if refused.names_user:
+                effects.insert(0, Report(ViolationKind.FOREIGN_USER, refused.message))
+            return effects
         return self._on_message(message)
 
     def _on_message(self, message: ClientMessage) -> list[Effect]:
@@ -360,7 +365,11 @@ class EdgeSession:
     def _on_attached_again(self, now_ms: int, head: StreamHead) -> list[Effect]:
         if head.stream_id != self.stream_id or head.sequence + 1 < self.next:
             # Erased, or a log that lost what it acknowledged: only a new start can tell.
-            return self._end(now_ms, Reason.MANAGER_UNAVAILABLE)
+            effects: list[Effect] = []
+            if head.stream_id == self.stream_id:
+                text = f"event {self.next - 1} was shown, and the stream ends at {head.sequence}"
+                effects.append(Report(ViolationKind.STREAM_WENT_BACK, text))
+            return effects + self._end(now_ms, Reason.MANAGER_UNAVAILABLE)
         if self.state is SessionState.LIVE and self.next == head.sequence + 1:
             return []
         # Between the two attaches events may have passed this edge by: the log has them.
@@ -450,6 +459,8 @@ class EdgeSession:
         return effects
 
     def _leave(self, now_ms: int, reason: Reason, after_ms: int) -> list[Effect]:
+        if self._leave_at and self._leave_at <= now_ms + after_ms:
+            return []  # It leaves already, and sooner.
         self._leave_at = now_ms + after_ms
         self._leave_reason = reason
         if self.state is SessionState.ATTACHING:

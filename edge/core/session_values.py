@@ -9,6 +9,7 @@ from edge.core.server_messages import Limits
 from steward.errors import Reason, StewardError
 from steward.model.identity import Identity
 from steward.model.keys import ConnectionId, UserKey
+from steward.model.violations import ViolationKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,4 +191,14 @@ class Abort:
     """The peer did not answer the close: end the connection."""
 
 
-Effect = Send | SendEvents | SendPing | ReadPage | SubmitCommand | CheckToken | Close | Abort
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A guard worked, or an invariant is broken: the registry keeps it."""
+
+    kind: ViolationKind
+    evidence: str
+
+
+Effect = (
+    Report | Send | SendEvents | SendPing | ReadPage | SubmitCommand | CheckToken | Close | Abort
+)

@@ -12,10 +12,14 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from edge.core.attachment import (
-    Attachment,
+from edge.core.attachment import Attachment
+from edge.core.attachment_values import (
+    ClientCame,
+    ClientLeft,
     Command,
     Effect,
+    EndClient,
+    EndSessions,
     HeadKnown,
     Occupied,
     Over,
@@ -45,8 +49,9 @@ from edge.host.connection import Connection
 from edge.host.wheel import TimerWheel
 from edge.uplink.port import Nodes, Registry
 from steward.errors import Reason, StewardError
-from steward.model.keys import UserKey
+from steward.model.keys import NodeIncarnation, UserKey
 from steward.model.placement import Placement
+from steward.model.violations import ViolationKind
 from steward.runtime.clock import boot_ms
 from steward.telemetry.tracing import Tracing
 
@@ -73,7 +78,14 @@ class Surroundings(Protocol):
 
     def sent(self, effect: Send) -> None: ...
 
-    def gap(self) -> None: ...
+    def report(
+        self,
+        kind: ViolationKind,
+        evidence: str,
+        user: UserKey,
+        epoch: int = 0,
+        node: NodeIncarnation | None = None,
+    ) -> None: ...
 
     def leaving(self, connection: Connection, code: int) -> None: ...
 
@@ -112,9 +124,10 @@ class Audience:
 
     # ---- the hot path
 
-    def deliver(self, delivery: Delivery) -> int | None:
-        """Hand stored events to every connection. How many took them; None: stale, dropped."""
-        if delivery.epoch != self.attachment.live_epoch:
+    def deliver(self, source: NodeIncarnation, delivery: Delivery) -> int | None:
+        """Hand stored events to every connection. How many took them; None: nobody may."""
+        attachment = self.attachment
+        if delivery.epoch != attachment.live_epoch or source != attachment.live_node:
             return None
         batch = EventBatch(delivery.first, delivery.events)
         if batch.last > self.sequence:
@@ -133,6 +146,7 @@ class Audience:
             for other in self.connections:
                 if other.client_id == connection.client_id:
                     other.handle(End(Reason.CONNECTION_REPLACED))
+            self.handle(ClientCame(connection.client_id))
         self.connections = (*self.connections, connection)
         head = self.attachment.head(self.sequence)
         if head is not None:
@@ -210,6 +224,13 @@ class Audience:
                 waiting = self._outcomes.pop(ticket, None)
                 if waiting is not None:
                     waiting(outcome)
+            case EndClient(client_id):
+                for connection in self.connections:
+                    if connection.client_id == client_id:
+                        connection.handle(End(Reason.CONNECTION_REPLACED))
+            case EndSessions(reason):
+                for connection in self.connections:
+                    connection.handle(End(reason))
             case Over():
                 self._outcomes.clear()
                 self._around.over(self)
@@ -252,11 +273,25 @@ class Audience:
     def sent(self, effect: Send) -> None:
         self._around.sent(effect)
 
-    def gap(self) -> None:
-        self._around.gap()
+    def gap(self, connection: Connection, batch: EventBatch) -> None:
+        attachment = self.attachment
+        text = f"event {batch.first} came when {connection.session.next} was the next"
+        self._around.report(
+            ViolationKind.DELIVERY_GAP,
+            text,
+            self.user,
+            attachment.live_epoch,
+            attachment.live_node,
+        )
+
+    def report(self, kind: ViolationKind, evidence: str) -> None:
+        self._around.report(kind, evidence, self.user, self.attachment.max_epoch)
 
     def leaving(self, connection: Connection, code: int) -> None:
         self.connections = tuple(c for c in self.connections if c is not connection)
+        client_id = connection.client_id
+        if client_id and all(other.client_id != client_id for other in self.connections):
+            self.handle(ClientLeft(client_id))
         self._around.leaving(connection, code)
         self._vacate()
 

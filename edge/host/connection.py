@@ -40,6 +40,7 @@ from edge.core.session_values import (
     End,
     PeerLeft,
     ReadPage,
+    Report,
     Send,
     SendEvents,
     SendPing,
@@ -51,6 +52,7 @@ from edge.core.session_values import (
 from edge.host.flush import Flusher
 from edge.host.wheel import TimerWheel
 from steward.errors import Reason
+from steward.model.violations import ViolationKind
 from steward.runtime.clock import boot_ms
 
 _log = logging.getLogger(__name__)
@@ -76,8 +78,12 @@ class Owner(Protocol):
         """One message of the edge itself goes out (for the count)."""
         ...
 
-    def gap(self) -> None:
-        """A live batch left a hole, which the log fills (for the count)."""
+    def gap(self, connection: "Connection", batch: EventBatch) -> None:
+        """A live batch left a hole before it, which the log fills."""
+        ...
+
+    def report(self, kind: ViolationKind, evidence: str) -> None:
+        """The session saw a refusal or a breach."""
         ...
 
     def leaving(self, connection: "Connection", code: int) -> None:
@@ -162,7 +168,7 @@ class Connection(asyncio.Protocol):
         was = self.session.state
         self.apply(self.session.repair(boot_ms(), batch))
         if was is SessionState.LIVE and self.session.state is SessionState.CATCHING_UP:
-            self.owner.gap()
+            self.owner.gap(self, batch)
         return False
 
     def write(self, data: bytes) -> None:
@@ -217,6 +223,8 @@ class Connection(asyncio.Protocol):
                 case Send():
                     self.owner.sent(effect)
                     self.write(self.encode(effect))
+                case Report(kind, evidence):
+                    self.owner.report(kind, evidence)
                 case SendPing():
                     self.write(self.encode_ping())
                 case ReadPage():

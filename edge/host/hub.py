@@ -4,18 +4,22 @@ It owns the audiences (one per user), the wheel and the flusher, admits connecti
 listens to registry, auth and nodes, reads pages of the log for replays, and drains. One
 event loop runs it all; there are no locks. On the way of a delivery there is no task, log
 line or span per event, unless a trace is sampled.
+
+What it is told of nodes: of a fenced one its users are looked up anew, those first who wait for
+an answer, some at a time; users of a node that lives but can't be reached from here are sent
+away, to come back at another edge.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from edge.core.attachment import Answered, Attachment, NodeLost, PlacementMoved
-from edge.core.batch import EventBatch
+from edge.core.attachment import Attachment
+from edge.core.attachment_values import Answered, Evicted, NodeLost, PlacementMoved
 from edge.core.commands import Answer, CommandOutcome, Delivery, UserCommand
 from edge.core.resume import ResumePoint
 from edge.core.server_messages import Limits
@@ -23,8 +27,6 @@ from edge.core.session import EdgeSession
 from edge.core.session_values import (
     End,
     Leave,
-    PageRead,
-    ReadFailed,
     ReadPage,
     Send,
     SessionStart,
@@ -33,23 +35,41 @@ from edge.core.session_values import (
 from edge.host.audience import Audience
 from edge.host.connection import Connection, EventStreamConnection, WebSocketConnection
 from edge.host.flush import Flusher
+from edge.host.replays import Replays
 from edge.host.wheel import TICK_MS, TimerWheel
-from edge.uplink.port import Auth, EventPage, EventRange, Nodes, Registry, ThreadPage
+from edge.uplink.port import (
+    Auth,
+    EventPage,
+    EventRange,
+    Nodes,
+    Registry,
+    ThreadPage,
+    Violations,
+)
 from steward.errors import ERRORS, Reason, StewardError
 from steward.model.identity import Identity
-from steward.model.keys import ConnectionId, NodeIncarnation, UserKey
+from steward.model.keys import ConnectionId, Epoch, NodeIncarnation, UserKey
 from steward.model.placement import Placement
 from steward.model.stamps import rfc3339
+from steward.model.violations import Violation, ViolationKind
 from steward.runtime.clock import boot_ms, wall_ms
 from steward.telemetry.catalog import EdgeMetrics
+from steward.telemetry.logs import fields
 from steward.telemetry.tracing import Tracing, is_sampled
 
-PAGE_EVENTS = 500
-READS_AT_ONCE = 64
 COMMAND_S = 10.0
 REFUSED_RETRY_MS = 2_000
 DRAIN_S = 4.0
 ABORT_S = 0.25
+# Connections that are told to go in one step, and the pause after it.
+LEAVE_AT_ONCE = 256
+LEAVE_PACE_S = 0.01
+# The least that somebody is told to wait: by then nothing listens at a draining edge.
+LEAST_AWAY_MS = 300
+AWAY_SPREAD_MS = 500
+# Users of a lost node that are looked up in one step; the next ones a tick later.
+LOOKUPS_AT_ONCE = 1024
+MOST_DEPARTED = 4096
 OWN_CODES = frozenset(row.close_code for row in ERRORS.values())
 _TRACE_FIELD = b'"trace":"'
 
@@ -68,11 +88,12 @@ class HubSettings:
 
 
 class Hub:
-    """The live heart of an edge. `registry`, `auth` and `nodes` are set before `start`."""
+    """The live heart of an edge. The peers are set before `start`."""
 
     registry: Registry
     auth: Auth
     nodes: Nodes
+    violations: Violations
 
     def __init__(self, settings: HubSettings, metrics: EdgeMetrics, tracing: Tracing) -> None:
         self.settings = settings
@@ -83,11 +104,12 @@ class Hub:
         self.wheel = TimerWheel(boot_ms())
         self._flusher = Flusher(self._loop, metrics.delivery_seconds)
         self._audiences: dict[UserKey, Audience] = {}
+        # Users who left, and the last epoch they had here: late deliveries are no offence.
+        self._departed: dict[UserKey, int] = {}
         self._connections: set[Connection] = set()
         self._command_ids = count(1)
         self._random = random.Random()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._reads = asyncio.Semaphore(READS_AT_ONCE)
+        self._replays: Replays | None = None
         self._empty = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._frames_in = metrics.frames_in
@@ -102,30 +124,35 @@ class Hub:
 
     def start(self) -> None:
         """Begin to turn the wheel."""
+        self._replays = Replays(self.nodes)
         self._timer = self._loop.call_later(TICK_MS / 1000, self._turn)
 
     async def drain(self) -> None:
         """Ask every connection to leave, spread over the window, and see them off."""
         self.draining = True
-        spread_ms = self.settings.drain_spread_ms
-        for connection in list(self._connections):
-            after_ms = self._random.randrange(spread_ms + 1)
-            connection.handle(Leave(Reason.EDGE_DRAINING, after_ms))
-        await self._emptied(DRAIN_S)
+        deadline = self._loop.time() + DRAIN_S
+        connections = list(self._connections)
+        self._random.shuffle(connections)
+        for begin in range(0, len(connections), LEAVE_AT_ONCE):
+            for connection in connections[begin : begin + LEAVE_AT_ONCE]:
+                self._send_away(connection, Reason.EDGE_DRAINING, self.settings.drain_spread_ms)
+            await asyncio.sleep(LEAVE_PACE_S)
+        await self._emptied(deadline - self._loop.time())
         for connection in list(self._connections):
             connection.abort()
         await self._emptied(ABORT_S)
+
+    def _send_away(self, connection: Connection, reason: Reason, spread_ms: int) -> None:
+        after_ms = LEAST_AWAY_MS + self._random.randrange(max(spread_ms - LEAST_AWAY_MS, 0) + 1)
+        connection.handle(Leave(reason, after_ms))
 
     async def close(self) -> None:
         """Stop everything that runs. Safe to call twice."""
         self.draining = True
         if self._timer is not None:
             self._timer.cancel()
-        tasks = set(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._replays is not None:
+            await self._replays.close()
 
     async def _emptied(self, within_s: float) -> None:
         if not self._connections:
@@ -143,6 +170,11 @@ class Hub:
 
     # ---- connections
 
+    @property
+    def connections(self) -> int:
+        """How many sockets are open."""
+        return len(self._connections)
+
     def refusal(self, user: UserKey, client_id: str) -> StewardError | None:
         """Why a new connection of this user is not taken now; None when it is."""
         if self.draining:
@@ -152,12 +184,25 @@ class Hub:
             return StewardError(Reason.NO_CAPACITY, text, retry_after_ms=REFUSED_RETRY_MS)
         audience = self._audiences.get(user)
         most = self.settings.limits.max_connections
-        if audience is None or len(audience.connections) < most:
+        if audience is None:
+            return None
+        if self._is_cut_off(audience):
+            return self._elsewhere()
+        if len(audience.connections) < most:
             return None
         if client_id and any(c.client_id == client_id for c in audience.connections):
             return None
         text = f"{most} connections of this user are open; close one"
         return StewardError(Reason.RATE_LIMITED, text, retry_after_ms=REFUSED_RETRY_MS)
+
+    def _is_cut_off(self, audience: Audience) -> bool:
+        placement = audience.placement
+        return placement is not None and self._is_out_of_reach(placement.incarnation)
+
+    @staticmethod
+    def _elsewhere() -> StewardError:
+        text = "this edge can't reach the node of this user; go to another one"
+        return StewardError(Reason.MANAGER_UNAVAILABLE, text, retry_after_ms=REFUSED_RETRY_MS)
 
     def stopping(self) -> StewardError:
         """What everybody is told who comes while this edge drains."""
@@ -238,6 +283,8 @@ class Hub:
     async def command(self, user: UserKey, body: UserCommand, traceparent: str) -> CommandOutcome:
         """Send one command and wait for its outcome. Raises StewardError(MANAGER_UNAVAILABLE)."""
         audience = self._audience(user)
+        if self._is_cut_off(audience):
+            raise self._elsewhere()
         future: asyncio.Future[CommandOutcome] = self._loop.create_future()
 
         def settle(outcome: CommandOutcome) -> None:
@@ -274,28 +321,8 @@ class Hub:
     # ---- Surroundings
 
     def read_page(self, audience: Audience, connection: Connection, page: ReadPage) -> None:
-        task = self._loop.create_task(self._read(audience, connection, page))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _read(self, audience: Audience, connection: Connection, page: ReadPage) -> None:
-        """Read until there is something, the connection is gone, or it can't be had."""
-        wanted = EventRange(page.after, page.until, PAGE_EVENTS)
-        wait_s = 0.02
-        while connection.transport is not None and not connection.session.closing:
-            try:
-                async with self._reads:
-                    read = await self.nodes.read_events(audience.user, wanted, audience.placement)
-            except StewardError as error:
-                if error.reason is Reason.POSITION_COMPACTED:
-                    connection.handle(ReadFailed())
-                    return
-            else:
-                if read.events:
-                    connection.handle(_page(read, connection.session, page.after + 1))
-                    return
-            await asyncio.sleep(wait_s * self._random.uniform(0.5, 1.0))
-            wait_s = min(wait_s * 2, 1.0)
+        if self._replays is not None:
+            self._replays.start(audience, connection, page)
 
     def check_token(self, connection: Connection, token: str) -> None:
         def checked(future: "asyncio.Future[Identity]") -> None:
@@ -325,8 +352,16 @@ class Hub:
         if effect.kind == "error":
             self._metrics.errors.labels(reason=effect.reason).inc()
 
-    def gap(self) -> None:
-        self._metrics.refusals.labels(kind="delivery_gap").inc()
+    def report(
+        self,
+        kind: ViolationKind,
+        evidence: str,
+        user: UserKey | None = None,
+        epoch: int = 0,
+        node: NodeIncarnation | None = None,
+    ) -> None:
+        """Put a refusal or a breach on record."""
+        self.violations.report(Violation(kind, evidence, user, Epoch(epoch), node))
 
     def leaving(self, connection: Connection, code: int) -> None:
         # A client may close with any code: as a label each would be a series of its own.
@@ -342,6 +377,10 @@ class Hub:
     def over(self, audience: Audience) -> None:
         if self._audiences.get(audience.user) is audience:
             del self._audiences[audience.user]
+            self._departed.pop(audience.user, None)
+            self._departed[audience.user] = audience.attachment.max_epoch
+            if len(self._departed) > MOST_DEPARTED:
+                del self._departed[next(iter(self._departed))]
             self._metrics.users.set(len(self._audiences))
 
     # ---- what peers say
@@ -352,7 +391,7 @@ class Hub:
             if audience is not None:
                 audience.handle(Answered(answer))
 
-    def delivered(self, deliveries: Sequence[Delivery]) -> None:
+    def delivered(self, source: NodeIncarnation, deliveries: Sequence[Delivery]) -> None:
         """The hot path: stored events to the sockets of their users."""
         self._flusher.begin()
         audiences = self._audiences
@@ -361,11 +400,9 @@ class Hub:
         written = 0
         for delivery in deliveries:
             audience = audiences.get(delivery.user)
-            if audience is None:
-                continue
-            taken = audience.deliver(delivery)
+            taken = None if audience is None else audience.deliver(source, delivery)
             if taken is None:
-                self._dropped.inc()
+                self._refuse(audience, source, delivery)
                 continue
             written += taken * len(delivery.events)
             if traced:
@@ -384,28 +421,90 @@ class Hub:
                 attributes = {"steward.connections": taken}
                 self.tracing.record("edge.deliver", trace, began_ns, attributes)
 
+    def _refuse(
+        self, audience: Audience | None, source: NodeIncarnation, delivery: Delivery
+    ) -> None:
+        """A delivery that nobody may see. While no manager is attached late ones are expected."""
+        if audience is None:
+            if delivery.epoch <= self._departed.get(delivery.user, 0):
+                return
+            text = "nobody of this user is here"
+        else:
+            attachment = audience.attachment
+            if delivery.epoch < attachment.max_epoch:
+                self._dropped.inc()
+            if not attachment.live_epoch:
+                return
+            if delivery.epoch < attachment.live_epoch:
+                text = f"event {delivery.first}, while epoch {attachment.live_epoch} is attached"
+                kind = ViolationKind.STALE_DELIVERY
+                self.report(kind, text, delivery.user, delivery.epoch, source)
+                return
+            text = f"the user is attached to {attachment.live_node} under {attachment.live_epoch}"
+        kind = ViolationKind.FOREIGN_DELIVERY
+        self.report(kind, text, delivery.user, delivery.epoch, source)
+
+    def cluster_nodes(self, nodes: Mapping[NodeIncarnation, str]) -> None:
+        self.nodes.keep(nodes)
+
     def node_lost(self, incarnation: NodeIncarnation, why: str, *, reached: bool) -> None:
         if self.draining and not self._connections:
             return
-        _log.info("stream to %s/%d over: %s", incarnation.node_id, incarnation.node_rev, why)
+        node = fields(node=incarnation.node_id, rev=incarnation.node_rev, why=why)
+        _log.info("the stream to a node is over", extra=node)
         if not reached:
             self.registry.report_unreachable(incarnation, why)
-        self._tell(incarnation, fenced=False)
+        self._look_up(incarnation, fenced=False)
 
     def node_fenced(self, incarnation: NodeIncarnation, cause: str) -> None:
-        _log.info("node %s/%d fenced: %s", incarnation.node_id, incarnation.node_rev, cause)
-        self._tell(incarnation, fenced=True)
+        node = fields(node=incarnation.node_id, rev=incarnation.node_rev, cause=cause)
+        _log.info("a node is fenced", extra=node)
+        # Before its users are looked up: what it still says is not to come between.
+        self.nodes.drop(incarnation)
+        self._look_up(incarnation, fenced=True)
 
-    def _tell(self, incarnation: NodeIncarnation, *, fenced: bool) -> None:
-        for audience in list(self._audiences.values()):
-            placement = audience.placement
-            if placement is not None and placement.incarnation == incarnation:
-                audience.handle(NodeLost(incarnation, fenced))
+    def node_suspected(self, incarnation: NodeIncarnation, evidence: str) -> None:
+        self.registry.report_unreachable(incarnation, evidence)
+
+    def node_given_up(self, incarnation: NodeIncarnation) -> None:
+        if not self._is_out_of_reach(incarnation):
+            return
+        for audience in self._of_node(incarnation):
+            for connection in audience.connections:
+                self._send_away(connection, Reason.MANAGER_UNAVAILABLE, AWAY_SPREAD_MS)
+
+    def _is_out_of_reach(self, incarnation: NodeIncarnation) -> bool:
+        """The node lives, and only this edge can't reach it, as far as anybody can tell.
+
+        Without the registry nobody can: then it may be dead, and no other edge is better.
+        """
+        return self.registry.connected and self.nodes.is_given_up(incarnation)
+
+    def _of_node(self, incarnation: NodeIncarnation) -> list[Audience]:
+        return [
+            audience
+            for audience in self._audiences.values()
+            if audience.placement is not None and audience.placement.incarnation == incarnation
+        ]
+
+    def _look_up(self, incarnation: NodeIncarnation, *, fenced: bool) -> None:
+        """All lose their manager now; they ask for the next one some at a time."""
+        lost = self._of_node(incarnation)
+        lost.sort(key=_urgency)
+        for index, audience in enumerate(lost):
+            wait_ms = index // LOOKUPS_AT_ONCE * TICK_MS
+            audience.handle(NodeLost(incarnation, fenced, wait_ms))
 
     def placement_moved(self, placement: Placement) -> None:
         audience = self._audiences.get(placement.user)
         if audience is not None:
             audience.handle(PlacementMoved(placement))
+
+    def user_evicted(self, user: UserKey, cause: str) -> None:
+        audience = self._audiences.get(user)
+        if audience is not None:
+            _log.info("the sessions of a user were ended", extra=fields(cause=cause))
+            audience.handle(Evicted())
 
     def user_revoked(self, user: UserKey, issued_before_ms: int) -> None:
         audience = self._audiences.get(user)
@@ -414,9 +513,8 @@ class Hub:
                 connection.handle(End(Reason.TOKEN_REVOKED))
 
 
-def _page(read: EventPage, session: EdgeSession, first: int) -> PageRead | ReadFailed:
-    """The page as a command: only what continues exactly is one."""
-    expected = range(first, first + len(read.events))
-    if read.stream_id != session.stream_id or read.sequences != list(expected):
-        return ReadFailed()
-    return PageRead(EventBatch(first, read.events))
+def _urgency(audience: Audience) -> int:
+    """Who waits for an answer goes first, then who watches."""
+    if audience.attachment.waiting:
+        return 0
+    return 1 if audience.connections else 2

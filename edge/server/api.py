@@ -27,6 +27,7 @@ from edge.server.credentials import BearerToken, parse_credential
 from edge.uplink.port import EventRange
 from steward.errors import Reason, StewardError
 from steward.model.stamps import rfc3339
+from steward.model.violations import ViolationKind
 from steward.telemetry.tracing import is_traceparent
 
 BODY_S = 10.0
@@ -57,6 +58,8 @@ class Api:
         try:
             message = parse_user_message(await _body(request))
         except MessageRefused as refused:
+            if refused.names_user:
+                self._hub.report(ViolationKind.FOREIGN_USER, refused.message, identity.user)
             raise StewardError(Reason.PROTOCOL_VIOLATION, refused.message) from None
         outcome = await self._command(request, identity.user, message)
         if not isinstance(outcome, Accepted):

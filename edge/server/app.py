@@ -14,9 +14,11 @@ from edge.server.credentials import Doors
 from edge.server.runner import Runner
 from edge.server.takeover import TakenOver
 from steward.errors import Reason, StewardError
+from steward.model.violations import ViolationKind
 from steward.telemetry.catalog import EdgeMetrics
 
 IDLE_S = 30.0
+MOST_QUOTED = 200
 _HEALTH = frozenset({"/healthz", "/readyz"})
 _log = logging.getLogger(__name__)
 
@@ -86,6 +88,8 @@ async def _guarded(
                 raise StewardError(Reason.PERMISSION_DENIED, "this edge has another name")
             origins = request.headers.getall(hdrs.ORIGIN, ())
             if not all(map(doors.admits_origin, origins)):
+                text = f"origin {', '.join(origins)[:MOST_QUOTED]!r} at {request.path!r}"
+                hub.report(ViolationKind.FOREIGN_ORIGIN, text)
                 raise StewardError(Reason.PERMISSION_DENIED, "pages of this origin may not come in")
             if hub.draining and request.path.startswith("/v1/"):
                 raise hub.stopping()

@@ -20,8 +20,10 @@ from edge.server.credentials import (
     parse_subprotocols,
 )
 from edge.server.takeover import TakenOver, detach, transport_of
+from edge.uplink.port import TicketReplayed
 from steward.errors import Reason, StewardError
 from steward.model.identity import Identity
+from steward.model.violations import ViolationKind
 from steward.telemetry.catalog import EdgeMetrics
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -122,7 +124,12 @@ async def identify(
     if isinstance(credential, BearerToken):
         return await hub.auth.check_token(credential.token)
     origin = request.headers.get(hdrs.ORIGIN, "")
-    return await hub.auth.redeem_ticket(credential.ticket, origin)
+    try:
+        return await hub.auth.redeem_ticket(credential.ticket, origin)
+    except TicketReplayed as replayed:
+        text = f"it came again at {request.path!r}"
+        hub.report(ViolationKind.REPLAYED_TICKET, text, replayed.user)
+        raise
 
 
 def accept_value(key: str) -> str:

@@ -1,7 +1,8 @@
 """`EdgeService`: one edge process, from its settings to its last closed socket.
 
-Guaranteed: `stop` sees every connection off within 5 s. Peers that are away at the start
-are not an error: the edge is alive, not ready, and says why.
+Guaranteed: `stop` sees every connection off within 5 s: at first newcomers are told 503, then
+nothing listens any more, before the first of those that were sent away comes back. Peers
+that are away at the start are not an error: the edge is alive, not ready, and says why.
 """
 
 import asyncio
@@ -21,10 +22,14 @@ from edge.uplink.nodes import GrpcNodes
 from edge.uplink.registry import GrpcRegistry
 from steward.rpc.keys import CONTROL_KEY, load_or_create_key
 from steward.rpc.roles import Role, RoleCredentials
+from steward.rpc.violations import ViolationReporter
 from steward.runtime.service import EnvironmentUnusable
 from steward.telemetry.catalog import EdgeMetrics
 from steward.telemetry.lag import LagProbe
 from steward.telemetry.otlp import make_tracing
+
+LAST_CALL_S = 0.2
+"""How long a stopping edge still answers; less than anybody is told to stay away."""
 
 
 class EdgeService:
@@ -38,6 +43,7 @@ class EdgeService:
         self._id = settings.id or f"edge-{socket.gethostname()}"
         self._doors = Doors(())
         self._hub: Hub | None = None
+        self._site: web.TCPSite | None = None
         self._stopped = False
 
     async def start(self) -> None:
@@ -53,7 +59,9 @@ class EdgeService:
         )
         self._auth = GrpcAuth(settings.auth, credentials, settings.cluster, self._id, hub)
         self._nodes = GrpcNodes(credentials, settings.cluster, self._id, release, hub)
+        self._violations = ViolationReporter(settings.registry, credentials, self._metrics)
         hub.registry, hub.auth, hub.nodes = self._registry, self._auth, self._nodes
+        hub.violations = self._violations
         self._hub = hub
         self._lag = LagProbe(self._metrics.loop_lag)
         self._lag.start()
@@ -102,6 +110,10 @@ class EdgeService:
             return "no connection to the registry"
         if not hub.auth.connected:
             return "no connection to the auth service"
+        if not hub.nodes.listed:
+            return "no agent node is up"
+        if not hub.nodes.proven:
+            return "no stream to an agent node carries anything"
         return None
 
     async def failed(self) -> None:
@@ -114,12 +126,18 @@ class EdgeService:
         if hub is None or self._stopped:
             return
         self._stopped = True
-        await hub.drain()
+        hub.draining = True
+        drained = asyncio.create_task(hub.drain(), name="drain")
+        await asyncio.wait({drained}, timeout=LAST_CALL_S)
+        if self._site is not None:
+            await self._site.stop()
+        await drained
         await self._runner.cleanup()
         await hub.close()
         await self._nodes.close()
         await self._auth.close()
         await self._registry.close()
+        await self._violations.close()
         self._lag.stop()
         self._tracing.close()
 

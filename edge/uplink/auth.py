@@ -10,7 +10,7 @@ import logging
 from typing import Any
 
 from edge.convert import error_of_refusal, identity_of, user_of
-from edge.uplink.port import AuthListener, LoggedIn, TicketIssued
+from edge.uplink.port import AuthListener, LoggedIn, TicketIssued, TicketReplayed
 from edge.uplink.questions import Questions
 from steward.errors import Reason, StewardError
 from steward.model.identity import Identity
@@ -138,6 +138,8 @@ def _value_of(answer: pb.AuthAnswer) -> Identity | TicketIssued | LoggedIn | Ste
             )
         case "logged_in":
             return LoggedIn(answer.logged_in.token, answer.logged_in.expires_at_ms)
+        case "refusal" if answer.HasField("replayed"):
+            return TicketReplayed(answer.refusal.message, user_of(answer.replayed))
         case "refusal":
             return error_of_refusal(answer.refusal)
         case _:

@@ -7,7 +7,7 @@ can be lost, users moved, the registry cut off. It runs no agents and keeps noth
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -15,12 +15,14 @@ import orjson
 
 from edge.core.commands import (
     Accepted,
+    AnnounceClient,
     Answer,
     AnswerBody,
     Attach,
     Attached,
     CancelAccepted,
     CancelRun,
+    ClientTaken,
     Delivery,
     Detach,
     EdgeCommand,
@@ -44,6 +46,7 @@ from steward.errors import Reason, StewardError
 from steward.model.identity import Identity
 from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, StreamId, UserKey
 from steward.model.placement import Placement
+from steward.model.violations import Violation
 
 MOST_PAGE_BYTES = 256 * 1024
 T = TypeVar("T")
@@ -98,7 +101,16 @@ class MemoryCluster:
         self._revision += 1
         incarnation = NodeIncarnation(NodeId(name), NodeRev(self._revision))
         node = self.nodes[incarnation] = MemoryNode(incarnation, address)
+        self._tell_nodes()
         return node
+
+    def addresses(self) -> dict[NodeIncarnation, str]:
+        """The list of nodes, as the registry gives it."""
+        return {incarnation: node.address for incarnation, node in self.nodes.items()}
+
+    def _tell_nodes(self) -> None:
+        for listener in self.registry_listeners:
+            listener.cluster_nodes(self.addresses())
 
     def place(self, user: UserKey, node: MemoryNode) -> Placement:
         """Put a user on a node, under a higher epoch than ever before."""
@@ -120,11 +132,11 @@ class MemoryCluster:
             listener.placement_moved(placement)
         return placement
 
-    def lose_manager(self, user: UserKey) -> None:
+    def lose_manager(self, user: UserKey, reason: str = "LEASE_EXPIRED") -> None:
         """The node drops the user's manager, and says so to the edges."""
         placement = self.placements.pop(user)
         node = self.nodes[placement.incarnation]
-        lost = Answer(user, placement.epoch, 0, ManagerLost("LEASE_EXPIRED", 0))
+        lost = Answer(user, placement.epoch, 0, ManagerLost(reason, 0))
         for edge in node.attached.pop(user, []):
             edge.answer(lost)
 
@@ -134,6 +146,13 @@ class MemoryCluster:
         node.attached.clear()
         for listener in self.registry_listeners:
             listener.node_fenced(node.incarnation, "test")
+        self._tell_nodes()
+
+    def evict(self, user: UserKey) -> None:
+        """An operator ends the user's sessions; the registry tells every edge."""
+        self.placements.pop(user, None)
+        for listener in self.registry_listeners:
+            listener.user_evicted(user, "test")
 
     def stream(self, user: UserKey) -> MemoryStream:
         stream = self.streams.get(user)
@@ -200,6 +219,12 @@ class MemoryCluster:
             case Detach():
                 if edge in edges:
                     edges.remove(edge)
+                return None
+            case AnnounceClient(client_id):
+                taken = ClientTaken(client_id)
+                for other in edges:
+                    if other is not edge:
+                        other.answer(Answer(command.user, command.epoch, 0, taken))
                 return None
             case SubmitMessage(id, content):
                 known = stream.accepted.get(id)
@@ -284,22 +309,60 @@ class MemoryRegistry:
         self._cluster.unreachable.append(incarnation)
 
 
+class _NodeStream:
+    """The `EdgePort` of one edge at one node."""
+
+    def __init__(self, incarnation: NodeIncarnation, listener: NodeListener) -> None:
+        self._incarnation = incarnation
+        self._listener = listener
+
+    def answer(self, answer: Answer) -> None:
+        self._listener.answered([answer])
+
+    def deliver(self, delivery: Delivery) -> None:
+        self._listener.delivered(self._incarnation, [delivery])
+
+
 class MemoryNodes:
-    """`edge.uplink.port.Nodes` on a `MemoryCluster`, and the `EdgePort` of its nodes."""
+    """`edge.uplink.port.Nodes` on a `MemoryCluster`: every node that is there is reached."""
 
     def __init__(self, cluster: MemoryCluster, listener: NodeListener) -> None:
         self._cluster = cluster
         self._listener = listener
+        self._streams: dict[NodeIncarnation, _NodeStream] = {}
+        # Nodes that live and can't be reached from this edge.
+        self.out_of_reach: set[NodeIncarnation] = set()
+
+    @property
+    def listed(self) -> int:
+        return len(self._cluster.nodes)
+
+    @property
+    def proven(self) -> int:
+        return len(self._cluster.nodes.keys() - self.out_of_reach)
+
+    def is_given_up(self, incarnation: NodeIncarnation) -> bool:
+        return incarnation in self.out_of_reach
+
+    def keep(self, nodes: Mapping[NodeIncarnation, str]) -> None:
+        """Nothing is to be opened."""
+
+    def drop(self, incarnation: NodeIncarnation) -> None:
+        self._streams.pop(incarnation, None)
 
     def send(self, placement: Placement, command: EdgeCommand) -> None:
         asyncio.get_running_loop().call_soon(self._send, placement, command)
 
     def _send(self, placement: Placement, command: EdgeCommand) -> None:
-        node = self._cluster.nodes.get(placement.incarnation)
-        if node is None:
-            self._listener.node_lost(placement.incarnation, "not there", reached=False)
-        else:
-            self._cluster.command(node, self, command)
+        incarnation = placement.incarnation
+        node = self._cluster.nodes.get(incarnation)
+        if node is None or incarnation in self.out_of_reach:
+            self._listener.node_lost(incarnation, "not there", reached=False)
+            return
+        stream = self._streams.get(incarnation)
+        if stream is None:
+            stream = self._streams[incarnation] = _NodeStream(incarnation, self._listener)
+        self._cluster.command(node, stream, command)
 
     async def read_events(
         self, user: UserKey, wanted: EventRange, near: Placement | None
@@ -311,11 +374,15 @@ class MemoryNodes:
     ) -> ThreadPage:
         return self._cluster.threads(user)
 
-    def answer(self, answer: Answer) -> None:
-        self._listener.answered([answer])
 
-    def deliver(self, delivery: Delivery) -> None:
-        self._listener.delivered([delivery])
+class MemoryViolations:
+    """`edge.uplink.port.Violations` that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.reported: list[Violation] = []
+
+    def report(self, violation: Violation) -> None:
+        self.reported.append(violation)
 
 
 class MemoryAuth:

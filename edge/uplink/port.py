@@ -6,14 +6,16 @@ What peers push arrives at the listeners, on the event loop, in order.
 """
 
 from asyncio import Future
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from edge.core.commands import Answer, Delivery, EdgeCommand
+from steward.errors import Reason, StewardError
 from steward.model.identity import Identity
 from steward.model.keys import NodeIncarnation, StreamId, UserKey
 from steward.model.placement import Placement
+from steward.model.violations import Violation
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,15 @@ class ThreadPage:
 class RegistryListener(Protocol):
     """What the registry pushes."""
 
+    def cluster_nodes(self, nodes: Mapping[NodeIncarnation, str]) -> None:
+        """The nodes that live, with their addresses; after each connect and at each change."""
+        ...
+
     def node_fenced(self, incarnation: NodeIncarnation, cause: str) -> None: ...
 
     def placement_moved(self, placement: Placement) -> None: ...
+
+    def user_evicted(self, user: UserKey, cause: str) -> None: ...
 
 
 class AuthListener(Protocol):
@@ -85,14 +93,24 @@ class AuthListener(Protocol):
 
 
 class NodeListener(Protocol):
-    """What agent nodes say. Answers of a batch come before its deliveries."""
+    """What agent nodes say, and how they are reached. Answers come before deliveries."""
 
     def answered(self, answers: Sequence[Answer]) -> None: ...
 
-    def delivered(self, deliveries: Sequence[Delivery]) -> None: ...
+    def delivered(self, source: NodeIncarnation, deliveries: Sequence[Delivery]) -> None:
+        """Events from this node's stream. Nothing comes of one that was dropped."""
+        ...
 
     def node_lost(self, incarnation: NodeIncarnation, why: str, *, reached: bool) -> None:
         """The stream is over. `reached`: it had been open."""
+        ...
+
+    def node_suspected(self, incarnation: NodeIncarnation, evidence: str) -> None:
+        """Nothing comes from a node of the list. Said again for as long as it is so."""
+        ...
+
+    def node_given_up(self, incarnation: NodeIncarnation) -> None:
+        """For so long that its users can't be served from here. Said again likewise."""
         ...
 
 
@@ -111,6 +129,15 @@ class Registry(Protocol):
         ...
 
 
+class TicketReplayed(StewardError):
+    """A ticket that was good once came again. For the client it is like any bad one."""
+
+    def __init__(self, message: str, user: UserKey) -> None:
+        """`user` is whose it was."""
+        super().__init__(Reason.TOKEN_INVALID, message)
+        self.user = user
+
+
 class Auth(Protocol):
     """Decides who somebody is. Away: StewardError(MANAGER_UNAVAILABLE), never a yes."""
 
@@ -119,15 +146,47 @@ class Auth(Protocol):
 
     def check_token(self, token: str) -> "Future[Identity]": ...
 
-    def redeem_ticket(self, ticket: str, origin: str) -> "Future[Identity]": ...
+    def redeem_ticket(self, ticket: str, origin: str) -> "Future[Identity]":
+        """Who the ticket stands for, once; TicketReplayed when it came before."""
+        ...
 
     def issue_ticket(self, token: str, origin: str) -> "Future[TicketIssued]": ...
 
     def redeem_login(self, code: str) -> "Future[LoggedIn]": ...
 
 
+class Violations(Protocol):
+    """Where refusals and breaches go."""
+
+    def report(self, violation: Violation) -> None:
+        """Never waits, never raises."""
+        ...
+
+
 class Nodes(Protocol):
-    """The streams to agent nodes, one per incarnation, opened at the first use."""
+    """The streams to agent nodes, one per incarnation: warm to those of the list."""
+
+    @property
+    def listed(self) -> int:
+        """How many nodes live, by the registry's word."""
+        ...
+
+    @property
+    def proven(self) -> int:
+        """How many of them carry what they should, as far as is known."""
+        ...
+
+    def is_given_up(self, incarnation: NodeIncarnation) -> bool:
+        """Whether this edge can't reach it, for a while now."""
+        ...
+
+    def keep(self, nodes: Mapping[NodeIncarnation, str]) -> None:
+        """Hold a stream to each of these, by its address, and to no other in the long run."""
+        ...
+
+    def drop(self, incarnation: NodeIncarnation) -> None:
+        """It is over: end its stream now. `node_lost` is not said."""
+        ...
 
     def send(self, placement: Placement, command: EdgeCommand) -> None:
         """Send in order. If the stream breaks, `node_lost` says so: commands may be lost."""

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from edge.convert import error_of_refusal, placement_of, user_to_proto
+from edge.convert import error_of_refusal, nodes_of, placement_of, user_of, user_to_proto
 from edge.uplink.port import RegistryListener
 from edge.uplink.questions import Questions
 from steward.errors import Reason, StewardError
@@ -197,5 +197,9 @@ class GrpcRegistry:
                 self._listener.node_fenced(incarnation, fenced.cause)
             case "moved":
                 self._listener.placement_moved(placement_of(message.moved.placement))
+            case "nodes":
+                self._listener.cluster_nodes(nodes_of(message.nodes))
+            case "evicted":
+                self._listener.user_evicted(user_of(message.evicted.user), message.evicted.cause)
             case _:
                 pass

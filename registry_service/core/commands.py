@@ -93,6 +93,10 @@ class Release:
     user: UserKey
     epoch: Epoch
     cause: str
+    # A planned move: the handoff is in the log; place the user on another node in the same step.
+    handoff: bool = False
+    # The user has open runs: the next node makes the manager at once.
+    activate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ class ReleasePlacements:
 
 @dataclass(frozen=True, slots=True)
 class ReportRefusal:
-    """A guard of the node worked; kept in the ledger."""
+    """A guard of the node worked; kept as a violation. `kind` is one of `ViolationKind`."""
 
     peer: PeerId
     kind: str
@@ -112,6 +116,22 @@ class ReportRefusal:
     epoch: Epoch
     evidence: str
     traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportLogHead:
+    """A node's answer to `AskLogHead`; also unasked, when it met a higher fence."""
+
+    peer: PeerId
+    largest_fence: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptUsers:
+    """Users who have an open run and, as far as this node knows, no manager (P20)."""
+
+    peer: PeerId
+    users: tuple[UserKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +158,7 @@ class ReportUnreachable:
 class UserQuery:
     user: UserKey
     min_epoch: Epoch = NO_EPOCH
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +196,41 @@ class ReportDeath:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainNode:
+    """An operator: place nobody on this node any more, and move its users away."""
+
+    peer: PeerId
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class FenceNodeByOperator:
+    """Evidence E: the incarnation that has this name now is over."""
+
+    peer: PeerId
+    node_id: NodeId
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class MoveUser:
+    """A planned move of one user; with an empty `node_id` the registry chooses the node."""
+
+    peer: PeerId
+    user: UserKey
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class EvictUser:
+    """End a user's sessions at every edge, and put the manager away."""
+
+    peer: PeerId
+    user: UserKey
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class FinishDial:
     dial: DialId
     outcome: DialOutcome
@@ -197,6 +253,8 @@ Command = (
     | ConfirmPlacements
     | ReleasePlacements
     | ReportRefusal
+    | ReportLogHead
+    | AdoptUsers
     | OpenEdgeSession
     | CloseEdgeSession
     | ReportUnreachable
@@ -204,6 +262,10 @@ Command = (
     | FindPlacement
     | DescribeCluster
     | ReportDeath
+    | DrainNode
+    | FenceNodeByOperator
+    | MoveUser
+    | EvictUser
     | FinishDial
     | FinishTransaction
 )

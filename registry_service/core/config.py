@@ -31,6 +31,27 @@ class RegistryConfig:
     report_window_ms: int = 2_000
     # A tick later than this means that this process was paused: a grace begins.
     paused_after_ms: int = 1_000
+    # Users that one node is handing off at a time, and how long it has for one before it is asked
+    # again and the next one's turn comes.
+    handoffs_at_once: int = 32
+    handoff_wait_ms: int = 60_000
+    # Placements of a draining node that are read at a time.
+    list_page: int = 512
+    # An operator's move is refused, and an evicted placement removed, when the node took longer.
+    move_wait_ms: int = 10_000
+    evict_wait_ms: int = 2_000
+    # A node that can't reach the log, while others can, is fenced after this long.
+    log_away_ms: int = 2_000
+    # Whether grants wait for the log's largest fence (P18), and how long one node is asked for it.
+    log_floor: bool = True
+    log_head_wait_ms: int = 1_000
+    # Tenants whose users wait until a suspected node has stopped for sure, and how much longer
+    # than its lease that takes.
+    strict_tenants: frozenset[str] = frozenset()
+    hold_margin_ms: int = 500
+    # Orphans that are placed at a time, and how many may wait; more come again by themselves.
+    adopt_at_once: int = 32
+    most_orphans: int = 65_536
 
     @property
     def stale_ms(self) -> int:

@@ -6,12 +6,22 @@ back, so no effect has to wait for another of the same list.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from registry_service.core.commands import DialId, PeerId, TransactionId
 from registry_service.core.transactions import Evidence, NodeRecord, StoreOperation
 from steward.errors import Reason
-from steward.model.keys import NodeIncarnation, NodeRev, Revision, UserKey
+from steward.model.keys import (
+    EdgeId,
+    Epoch,
+    NodeId,
+    NodeIncarnation,
+    NodeRev,
+    Revision,
+    UserKey,
+)
 from steward.model.placement import Placement
+from steward.model.violations import Violation
 
 # Messages to a peer
 
@@ -22,6 +32,7 @@ class NodeWelcome:
     ttl_ms: int
     beat_ms: int
     registry_id: str
+    strict_tenants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +48,10 @@ class LeaseRenewed:
 
 @dataclass(frozen=True, slots=True)
 class PlacementsGranted:
+    """With `activate` the node makes their managers at once, without waiting for an edge."""
+
     placements: tuple[Placement, ...]
+    activate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,38 @@ class NodeFenced:
 
     incarnation: NodeIncarnation
     cause: str
+
+
+class OwnedUser(NamedTuple):
+    user: UserKey
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class HandOffUsers:
+    """To their node: let go of these users by plan. `cause` is drain or move."""
+
+    users: tuple[OwnedUser, ...]
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvictManagers:
+    """To their node: end these managers for good."""
+
+    users: tuple[OwnedUser, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterMembers:
+    """To nodes: who is in the cluster and takes users: living and not draining."""
+
+    node_ids: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AskLogHead:
+    """To one node: what is the largest fence in the log?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +135,26 @@ class ManagersResolved:
 
 @dataclass(frozen=True, slots=True)
 class PlacementFound:
+    """`edges` are those that asked for this user since it was placed."""
+
     placement: Placement | None
     alive: bool
+    edges: tuple[EdgeId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementMoved:
+    """To the edges that asked for this user: it was moved by plan."""
+
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class EvictSessions:
+    """To every edge: end the sessions of this user (`UserEvicted` on the wire)."""
+
+    user: UserKey
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +162,13 @@ class NodeStatus:
     record: NodeRecord
     draining: bool
     managers: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterNodes:
+    """To edges: the nodes that live, draining ones too."""
+
+    nodes: tuple[NodeStatus, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +182,32 @@ class ClusterDescribed:
 @dataclass(frozen=True, slots=True)
 class DeathRecorded:
     fenced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDrained:
+    """The drain is durable; so many users have to move."""
+
+    node_rev: NodeRev
+    placements: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFencedByOperator:
+    node_rev: NodeRev
+
+
+@dataclass(frozen=True, slots=True)
+class UserMoved:
+    placement: Placement
+    from_node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class UserEvicted:
+    """The placement under this epoch is over."""
+
+    epoch: Epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +226,22 @@ Message = (
     | PlacementsConfirmed
     | PlacementsReleased
     | NodeFenced
+    | HandOffUsers
+    | EvictManagers
+    | ClusterMembers
+    | AskLogHead
     | EdgeWelcome
     | ManagersResolved
     | PlacementFound
+    | PlacementMoved
+    | EvictSessions
+    | ClusterNodes
     | ClusterDescribed
     | DeathRecorded
+    | NodeDrained
+    | NodeFencedByOperator
+    | UserMoved
+    | UserEvicted
     | Refused
 )
 
@@ -203,9 +311,27 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
-class RefusalRecorded:
-    kind: str
-    detail: str
+class ViolationSeen:
+    """A refusal or breach that the machine had recorded; it is durable under this number."""
+
+    number: int
+    violation: Violation
+    reporter: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementEnded:
+    """A planned move or eviction of one user came to its end after so long."""
+
+    user: UserKey
+    cause: str
+    took_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRaised:
+    generation: int
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,5 +342,13 @@ class GraceBegun:
     until_ms: int
 
 
-Notice = NodeUp | NodeDraining | NodeLost | RefusalRecorded | GraceBegun
+Notice = (
+    NodeUp
+    | NodeDraining
+    | NodeLost
+    | ViolationSeen
+    | PlacementEnded
+    | GenerationRaised
+    | GraceBegun
+)
 Effect = Commit | Send | Close | Dial | Halt | Notice

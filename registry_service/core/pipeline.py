@@ -1,7 +1,7 @@
 """The way of operations to the store: what waits travels together, few batches in flight.
 
 No timer: while the allowed number of batches is in flight, what arrives collects, and
-the next batch takes it, up to its limit. A fence goes first. An unknown result sends
+the next batch takes it, up to its limit. Fences and handoffs go first. An unknown result sends
 the same operations again (they are idempotent), which is the linear re-read of P7.
 """
 
@@ -62,38 +62,38 @@ class StorePipeline:
         self._turn = turn
         self._batch = batch
         self._most_in_flight = in_flight
+        # Two queues, each in order: what goes first, and all else.
+        self._urgent: deque[_Work] = deque()
         self._waiting: deque[_Work] = deque()
         self._in_flight: dict[TransactionId, list[_Work]] = {}
         self._last = 0
 
     @property
     def idle(self) -> bool:
-        return not self._waiting and not self._in_flight
+        return not self._urgent and not self._waiting and not self._in_flight
 
     @property
     def depth(self) -> int:
         """Operations that wait or are in flight."""
-        return len(self._waiting) + sum(len(works) for works in self._in_flight.values())
+        in_flight = sum(len(works) for works in self._in_flight.values())
+        return len(self._urgent) + len(self._waiting) + in_flight
 
     def submit(self, operation: StoreOperation, then: Then, *, first: bool = False) -> None:
         """Queue an operation; `first` puts it before all that wait."""
-        work = _Work(lambda: operation, then)
-        if first:
-            self._waiting.appendleft(work)
-        else:
-            self._waiting.append(work)
+        self.submit_late(lambda: operation, then, first=first)
 
-    def submit_late(self, make: Make, then: Then) -> None:
+    def submit_late(self, make: Make, then: Then, *, first: bool = False) -> None:
         """Queue an operation that is decided when its batch is made; None then drops it."""
-        self._waiting.append(_Work(make, then))
+        (self._urgent if first else self._waiting).append(_Work(make, then))
 
     def flush(self) -> None:
         """Start batches while there is something to do and room in flight."""
-        while self._waiting and len(self._in_flight) < self._most_in_flight:
+        urgent, waiting = self._urgent, self._waiting
+        while (urgent or waiting) and len(self._in_flight) < self._most_in_flight:
             works: list[_Work] = []
             operations: list[StoreOperation] = []
-            while self._waiting and len(works) < self._batch:
-                work = self._waiting.popleft()
+            while (urgent or waiting) and len(works) < self._batch:
+                work = (urgent or waiting).popleft()
                 if work.operation is None:
                     work.operation = work.make()
                     work.since = self._turn.revision
@@ -120,6 +120,6 @@ class StorePipeline:
             case Unknown():
                 for work in works:
                     work.repeated = True
-                self._waiting.extendleft(reversed(works))
+                self._urgent.extendleft(reversed(works))
             case TermLost(term):
                 self._turn.emit(Halt(f"another registry process holds the store (term {term})"))

@@ -4,29 +4,38 @@ Pure: no I/O, clock, randomness or await. `handle(now_ms, command)` returns effe
 order in which they must be performed; truth is in the placement store, whose outcomes
 come back as commands. So a machine that starts again needs nothing but `Recover`.
 
-It guarantees what `Nodes` and `Resolver` say. It does not make two managers impossible:
-it hands out the next number, and the log compares it.
+It guarantees what its parts say: `Joining`, `Observation`, `Fencing`, `Holds`, `LogFloor`,
+`Resolver`, `Moves`, `Evictions`, `Releases`, `Orphans`. It does not make two managers
+impossible: it hands out the next number, and the log compares it.
 """
 
 from dataclasses import dataclass
 
+from registry_service.core.cluster import Cluster
 from registry_service.core.commands import (
+    AdoptUsers,
     AnnounceDrain,
     CloseEdgeSession,
     CloseNodeSession,
     Command,
     ConfirmPlacements,
     DescribeCluster,
+    DrainNode,
+    EvictUser,
+    FenceNodeByOperator,
     FindPlacement,
     FinishDial,
     FinishTransaction,
+    MoveUser,
     OpenEdgeSession,
     OpenNodeSession,
+    PeerId,
     ReceiveBeat,
     Recover,
     ReleasePlacements,
     RenewLease,
     ReportDeath,
+    ReportLogHead,
     ReportRefusal,
     ReportUnreachable,
     ResolveManagers,
@@ -37,25 +46,28 @@ from registry_service.core.effects import (
     ClusterDescribed,
     EdgeWelcome,
     Effect,
-    NodeStatus,
     PlacementFound,
-    PlacementsConfirmed,
-    PlacementsReleased,
-    RefusalRecorded,
+    Refused,
 )
-from registry_service.core.nodes import Nodes
+from registry_service.core.evictions import Evictions
+from registry_service.core.evidence import Observation
+from registry_service.core.fencing import Fencing
+from registry_service.core.floor import LogFloor
+from registry_service.core.holds import Holds
+from registry_service.core.joining import Joining
+from registry_service.core.moves import Moves
+from registry_service.core.node import Node, NodeTable
+from registry_service.core.orphans import Orphans
 from registry_service.core.pipeline import Answer, StorePipeline
+from registry_service.core.placements import Placements
+from registry_service.core.refusals import Refusals
+from registry_service.core.releases import Releases
 from registry_service.core.resolver import Resolver
-from registry_service.core.transactions import (
-    PlacementRead,
-    PlacementReleased,
-    ReadPlacement,
-    RecordRefusal,
-    ReleasePlacement,
-)
+from registry_service.core.transactions import PlacementRead, ReadPlacement, StoreView
 from registry_service.core.turn import Turn
-from steward.model.keys import NodeIncarnation, Revision
-from steward.model.placement import Placement
+from steward.errors import Reason
+from steward.model.keys import EdgeId, NodeIncarnation, Revision
+from steward.model.violations import Violation, ViolationKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,30 +99,53 @@ class Registry:
 
     def __init__(self, config: RegistryConfig) -> None:
         self._config = config
-        self._turn = Turn()
-        self._store = StorePipeline(self._turn, config.batch_operations, config.batches_in_flight)
-        self._nodes = Nodes(config, self._turn, self._store)
-        self._resolver = Resolver(config, self._turn, self._store, self._nodes)
+        self._turn = turn = Turn()
+        self._store = store = StorePipeline(turn, config.batch_operations, config.batches_in_flight)
+        self._nodes = nodes = NodeTable(config, turn)
+        self._placements = Placements(config, turn, nodes)
+        self._cluster = Cluster(turn, nodes)
+        self._refusals = Refusals(f"registry:{config.registry_id}", turn, store)
+        self._holds = Holds(config, turn, store)
+        self._fencing = Fencing(turn, store, nodes, self._holds)
+        self._observation = Observation(config, turn, nodes, self._fencing, self._holds)
+        self._joining = Joining(
+            config, turn, store, nodes, self._fencing, self._observation, self._refusals
+        )
+        self._floor = LogFloor(config, turn, store, nodes, self._refusals)
+        self._resolver = Resolver(config, turn, store, nodes, self._placements, self._fencing)
+        self._moves = Moves(config, turn, store, nodes, self._placements, self._resolver)
+        self._releases = Releases(
+            turn, store, nodes, self._placements, self._resolver, self._moves, self._refusals
+        )
+        self._evictions = Evictions(config, turn, store, nodes, self._releases.remove)
+        self._orphans = Orphans(config, turn, nodes, self._resolver)
+        self._fencing.listeners += [self._moves.fenced, self._evictions.fenced]
+        self._releases.listeners.append(self._evictions.released)
+        self._moves.listeners.append(self._evictions.moved)
+        self._new_edge: PeerId | None = None
         self._deadline: int | None = None
 
     def handle(self, now_ms: int, command: Command) -> list[Effect]:
         """Take one command. `now_ms` is of a clock that never goes back (boot time)."""
         turn = self._turn
         turn.begin(now_ms)
+        self._nodes.look_anew()
         if self._deadline is not None and now_ms - self._deadline > self._config.paused_after_ms:
-            self._nodes.survive_pause()
+            self._observation.survive_pause()
         self._dispatch(command)
+        self._nodes.look_anew()
+        self._finish_welcomes()
         if turn.more_room:
             turn.more_room = False
             self._resolver.wake_all()
+            self._moves.ask_all()
         self._resolver.answer()
+        self._orphans.go_on()
         self._store.flush()
-        deadlines = [
-            deadline
-            for deadline in (self._nodes.next_deadline(), self._resolver.next_deadline())
-            if deadline is not None
-        ]
-        self._deadline = max(now_ms, min(deadlines)) if deadlines else None
+        parts = (self._observation, self._resolver, self._moves, self._evictions, self._holds)
+        deadlines = [part.next_deadline() for part in (*parts, self._floor)]
+        known = [deadline for deadline in deadlines if deadline is not None]
+        self._deadline = max(now_ms, min(known)) if known else None
         return turn.finish()
 
     def next_deadline(self) -> int | None:
@@ -145,139 +180,120 @@ class Registry:
             case FinishTransaction(transaction, outcome):
                 self._store.finish(transaction, outcome)
             case Tick():
-                self._nodes.tick()
-                self._resolver.tick()
+                self._tick()
             case ReceiveBeat():
-                self._nodes.beat(command)
+                self._observation.beat(command)
             case RenewLease(peer, renewal):
-                self._nodes.renew(peer, renewal)
+                self._observation.renew(peer, renewal)
             case ConfirmPlacements():
-                self._confirm(command)
+                self._releases.confirm(command)
             case ReleasePlacements():
-                self._release(command)
+                self._releases.release(command)
             case OpenNodeSession():
-                self._nodes.open(command)
+                self._joining.open(command)
             case CloseNodeSession(peer, end):
-                self._nodes.close(peer, end)
+                self._observation.close(peer, end)
             case AnnounceDrain(peer):
-                self._nodes.drain(peer)
+                self._moves.announce(peer)
+            case ReportLogHead():
+                self._floor.report(command)
+            case AdoptUsers(peer, users):
+                if self._nodes.of_session(peer) is not None:
+                    self._orphans.adopt(users)
             case OpenEdgeSession(peer, edge_id):
-                self._turn.edges[peer] = edge_id
-                self._turn.send(peer, EdgeWelcome(self._config.registry_id))
+                self._open_edge(peer, edge_id)
             case CloseEdgeSession(peer):
                 self._turn.edges.pop(peer, None)
+                self._placements.close_edge(peer)
             case ReportUnreachable():
-                self._nodes.report_unreachable(command)
+                joining = self._joining.in_progress(command.incarnation.node_id)
+                self._observation.report_unreachable(command, joining)
             case ReportDeath():
-                self._nodes.report_death(command)
+                self._observation.report_death(command)
             case ReportRefusal():
                 self._report_refusal(command)
+            case DrainNode():
+                self._moves.drain(command)
+            case FenceNodeByOperator():
+                self._fencing.by_operator(command)
+            case MoveUser():
+                self._moves.move(command)
+            case EvictUser():
+                self._evictions.evict(command)
             case FinishDial(dial, outcome):
-                self._nodes.finish_dial(dial, outcome)
+                self._observation.finish_dial(dial, outcome)
             case FindPlacement():
                 self._find(command)
             case DescribeCluster():
                 self._describe(command)
             case Recover(view):
-                self._turn.revision = view.revision
-                self._nodes.recover(view)
+                self._recover(view)
 
-    def _confirm(self, command: ConfirmPlacements) -> None:
-        """Which of these users are on the asking node, by cache or by a linear read."""
-        node = self._nodes.of_session(command.peer)
-        if node is None:
-            return
-        found: list[Placement] = []
-        missing = []
-        for user in command.users:
-            placement = self._resolver.cached(user)
-            if placement is None:
-                missing.append(user)
-            elif placement.incarnation == node.incarnation:
-                found.append(placement)
-        left = len(missing)
+    def _recover(self, view: StoreView) -> None:
+        self._turn.revision = view.revision
+        self._floor.recover(view.generation)
+        self._holds.recover(view.holds)
+        self._observation.recover(view)
 
-        def told(answer: Answer) -> None:
-            nonlocal left
-            left -= 1
-            result = answer.result
-            assert isinstance(result, PlacementRead)
-            if result.placement is not None and result.placement.incarnation == node.incarnation:
-                found.append(result.placement)
-            if left == 0:
-                answer_now()
+    def _tick(self) -> None:
+        self._observation.tick()
+        self._resolver.tick()
+        self._moves.tick()
+        self._evictions.tick()
+        self._holds.tick()
 
-        def answer_now() -> None:
-            self._turn.send(command.peer, PlacementsConfirmed(command.request_id, tuple(found)))
+    def _open_edge(self, peer: PeerId, edge_id: EdgeId) -> None:
+        self._turn.edges[peer] = edge_id
+        self._placements.open_edge(peer)
+        self._turn.send(peer, EdgeWelcome(self._config.registry_id))
+        self._new_edge = peer
 
-        for user in missing:
-            self._store.submit(ReadPlacement(user), told)
-        if not missing:
-            answer_now()
-
-    def _release(self, command: ReleasePlacements) -> None:
-        """Compare and delete: a release of an old epoch, or by another node, removes nothing."""
-        node = self._nodes.of_session(command.peer)
-        if node is None:
-            return
-        left = len(command.releases)
-        deleted = 0
-
-        def told(answer: Answer) -> None:
-            nonlocal left, deleted
-            left -= 1
-            operation, result = answer.operation, answer.result
-            assert isinstance(operation, ReleasePlacement)
-            assert isinstance(result, PlacementReleased)
-            # Repeated and found empty: the earlier attempt, whose result was lost, did it.
-            if result.deleted or (answer.repeated_since is not None and result.current is None):
-                deleted += 1
-                node.placements -= 1
-                self._resolver.released(operation.user, operation.epoch)
-            if left == 0:
-                answer_now()
-
-        def answer_now() -> None:
-            self._turn.send(command.peer, PlacementsReleased(command.request_id, deleted))
-
-        for release in command.releases:
-            self._store.submit(
-                ReleasePlacement(release.user, release.epoch, node.incarnation, release.cause),
-                told,
-            )
-        if not command.releases:
-            answer_now()
+    def _finish_welcomes(self) -> None:
+        """What newcomers are told after their welcome, and all when the cluster changed."""
+        welcomed, self._joining.welcomed = self._joining.welcomed, []
+        new_edge, self._new_edge = self._new_edge, None
+        self._cluster.announce(welcomed, new_edge)
+        self._floor.ask()
+        for node in welcomed:
+            self._moves.empty(node)
+            self._evictions.resumed(node)
 
     def _report_refusal(self, command: ReportRefusal) -> None:
         node = self._nodes.of_session(command.peer)
-        if node is not None:
-            self._store.submit(
-                RecordRefusal(
-                    command.kind,
-                    command.evidence,
-                    command.user,
-                    command.epoch,
-                    node.incarnation,
-                    command.traceparent,
-                ),
-                lambda _: None,
-            )
-            self._turn.emit(RefusalRecorded(command.kind, command.evidence))
+        if node is None:
+            return
+        try:
+            kind = ViolationKind(command.kind)
+        except ValueError:
+            why = f"{command.kind!r} is no kind of violation"
+            self._turn.send(command.peer, Refused(Reason.PROTOCOL_VIOLATION, why))
+            return
+        violation = Violation(
+            kind,
+            command.evidence,
+            command.user,
+            command.epoch,
+            node.incarnation,
+            command.traceparent,
+        )
+        self._refusals.record(violation, reporter=f"agent:{node.node_id}")
 
     def _find(self, command: FindPlacement) -> None:
         def told(answer: Answer) -> None:
             result = answer.result
             assert isinstance(result, PlacementRead)
-            self._turn.send(command.peer, PlacementFound(result.placement, result.alive))
+            edges = self._placements.edges(command.user) if result.placement is not None else ()
+            found = PlacementFound(result.placement, result.alive, edges)
+            self._turn.send(command.peer, found)
 
         self._store.submit(ReadPlacement(command.user), told)
 
     def _describe(self, command: DescribeCluster) -> None:
-        living = [node for node in self._nodes if not node.fencing]
+        living: list[Node] = [node for node in self._nodes if not node.fencing]
         self._turn.send(
             command.peer,
             ClusterDescribed(
-                tuple(NodeStatus(node.record, node.draining, node.managers) for node in living),
+                tuple(node.status() for node in living),
                 self._turn.revision,
                 sum(node.placements for node in living),
                 len(self._turn.edges),

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, Revision, UserKey
 from steward.model.placement import Placement
+from steward.model.violations import Violation
 
 NO_EPOCH = Epoch(0)
 
@@ -53,13 +54,22 @@ class NodeRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """A fenced incarnation that may still be executing: its strict users may not be taken over."""
+
+    incarnation: NodeIncarnation
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoreView:
-    """What a starting registry finds: the living nodes and how many users each has."""
+    """What a starting registry finds: living nodes, how many users each has, and the holds."""
 
     generation: int
     revision: Revision
     nodes: tuple[NodeRecord, ...] = ()
     placements: tuple[tuple[NodeIncarnation, int], ...] = ()
+    holds: tuple[Hold, ...] = ()
 
 
 # Operations
@@ -74,16 +84,27 @@ class JoinNode:
 
 @dataclass(frozen=True, slots=True)
 class FenceNode:
-    """End an incarnation, if it still is the living one: one write for any number of users."""
+    """End an incarnation, if it still is the living one: one write for any number of users.
+
+    With `hold`, its users of strict tenants stay where they are until `LiftHold`.
+    """
 
     incarnation: NodeIncarnation
     cause: str
     evidence: Evidence
     detail: str = ""
+    hold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class DrainNode:
+class LiftHold:
+    """The fenced incarnation has stopped executing for sure."""
+
+    incarnation: NodeIncarnation
+
+
+@dataclass(frozen=True, slots=True)
+class MarkDraining:
     """Place nobody on this incarnation any more."""
 
     incarnation: NodeIncarnation
@@ -94,11 +115,30 @@ class DrainNode:
 class PlaceUser:
     """Keep the user's placement if its incarnation lives; else put the user on `target`.
 
-    `target` must be alive and not draining, or the user stays where it is not.
+    `target` must be alive and not draining, or the user stays where it is not. A `strict` user
+    stays on a dead incarnation too, while that one has a hold.
     """
 
     user: UserKey
     target: NodeIncarnation
+    cause: str
+    strict: bool = False
+    # Of who asked; kept in the ledger.
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Move a user by plan, if the placement still has this epoch and this holder.
+
+    On `target` under a new epoch if that node is alive and not draining; else (or without a
+    target) the placement is deleted, and the next resolve places the user.
+    """
+
+    user: UserKey
+    epoch: Epoch
+    holder: NodeIncarnation
+    target: NodeIncarnation | None
     cause: str
 
 
@@ -120,19 +160,45 @@ class ReadPlacement:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordRefusal:
-    """Keep a refusal in the ledger. Sent again after an unknown result it may be there twice."""
+class ListPlacements:
+    """A page of the placements of one incarnation, by user, after the user `after`."""
 
-    kind: str
-    detail: str
-    user: UserKey | None = None
-    epoch: Epoch = NO_EPOCH
-    node: NodeIncarnation | None = None
-    traceparent: str = ""
+    incarnation: NodeIncarnation
+    after: UserKey | None
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class RaiseGeneration:
+    """Every later epoch has at least this generation: above all that a lost past granted."""
+
+    at_least: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordViolation:
+    """Keep a violation. Sent again after an unknown result it may be there twice.
+
+    `reporter` is `role:id` of who saw it.
+    """
+
+    violation: Violation
+    reporter: str
 
 
 StoreOperation = (
-    JoinNode | FenceNode | DrainNode | PlaceUser | ReleasePlacement | ReadPlacement | RecordRefusal
+    JoinNode
+    | FenceNode
+    | LiftHold
+    | MarkDraining
+    | PlaceUser
+    | TakeOver
+    | ReleasePlacement
+    | ReadPlacement
+    | ListPlacements
+    | RaiseGeneration
+    | RecordViolation
 )
 
 
@@ -170,6 +236,20 @@ class UserPlaced:
 
 
 @dataclass(frozen=True, slots=True)
+class UserHeld:
+    """A strict user whose node is fenced and may still be executing: nothing was changed."""
+
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class UserTakenOver:
+    """The user was moved. A take-over that moved nobody answers `PlacementReleased`."""
+
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
 class TargetRefused:
     """The chosen node can't take users: it is draining, or (else) gone."""
 
@@ -193,10 +273,33 @@ class PlacementRead:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacementPage:
+    """`more` says that there are placements after the last of these."""
+
+    placements: tuple[Placement, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationIs:
+    """The generation of the next epoch."""
+
+    generation: int
+    raised: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
-    """A fence, drain or record is in the store; `changed` is false when it was there already."""
+    """A fence, drain or lift is in the store; `changed` is false when it was there already."""
 
     changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ViolationRecorded:
+    """It is kept under this number."""
+
+    number: int
 
 
 StoreResult = (
@@ -204,10 +307,15 @@ StoreResult = (
     | NodeOccupied
     | NonceSpent
     | UserPlaced
+    | UserHeld
+    | UserTakenOver
     | TargetRefused
     | PlacementReleased
     | PlacementRead
+    | PlacementPage
+    | GenerationIs
     | Done
+    | ViolationRecorded
 )
 
 

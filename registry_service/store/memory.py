@@ -12,29 +12,53 @@ from collections.abc import Callable
 from registry_service.core.transactions import (
     Committed,
     Done,
-    DrainNode,
     FenceNode,
+    GenerationIs,
+    Hold,
     JoinNode,
+    LiftHold,
+    ListPlacements,
+    MarkDraining,
     NodeJoined,
     NodeOccupied,
     NodeRecord,
     NonceSpent,
     Outcome,
+    PlacementPage,
     PlacementRead,
     PlacementReleased,
     PlaceUser,
+    RaiseGeneration,
     ReadPlacement,
-    RecordRefusal,
+    RecordViolation,
     ReleasePlacement,
     StoreOperation,
     StoreResult,
     StoreView,
+    TakeOver,
     TargetRefused,
     TermLost,
+    UserHeld,
     UserPlaced,
+    UserTakenOver,
+    ViolationRecorded,
 )
-from registry_service.store.port import LedgerRow, moved_from
+from registry_service.store.port import (
+    START,
+    LedgerRow,
+    StoreMark,
+    handed_off_from,
+    moved_from,
+)
+from registry_service.store.violation_table import (
+    KEEP,
+    MemoryViolations,
+    ViolationRow,
+    ViolationTotals,
+)
 from steward.model.keys import (
+    GENERATION_SHIFT,
+    Epoch,
     NodeId,
     NodeIncarnation,
     NodeRev,
@@ -43,19 +67,24 @@ from steward.model.keys import (
     make_epoch,
 )
 from steward.model.placement import Placement
+from steward.model.violations import Severity
 
 
 class MemoryDisk:
     """The contents of a store. `wall_ms` stamps ledger rows."""
 
-    def __init__(self, wall_ms: Callable[[], int], generation: int = 0) -> None:
+    def __init__(
+        self, wall_ms: Callable[[], int], generation: int = 0, keep_violations: int = KEEP
+    ) -> None:
         self.generation = generation
         self.revision = 0
         self.term = 0
         self.nodes: dict[NodeId, NodeRecord] = {}
         self.placements: dict[UserKey, Placement] = {}
         self.tombs: dict[str, tuple[NodeIncarnation, str]] = {}
+        self.holds: dict[NodeIncarnation, Hold] = {}
         self.rows: list[LedgerRow] = []
+        self.violations = MemoryViolations(keep_violations)
         self._wall_ms = wall_ms
 
     def open(self) -> tuple[int, StoreView]:
@@ -67,7 +96,11 @@ class MemoryDisk:
                 counts[placement.incarnation] = counts.get(placement.incarnation, 0) + 1
         nodes = tuple(sorted(self.nodes.values(), key=lambda node: node.node_rev))
         return self.term, StoreView(
-            self.generation, Revision(self.revision), nodes, tuple(sorted(counts.items()))
+            self.generation,
+            Revision(self.revision),
+            nodes,
+            tuple(sorted(counts.items())),
+            tuple(hold for _, hold in sorted(self.holds.items())),
         )
 
     def apply(self, term: int, operations: tuple[StoreOperation, ...]) -> Outcome:
@@ -75,12 +108,15 @@ class MemoryDisk:
         if term != self.term:
             return TermLost(self.term)
         results = tuple(self._apply(operation) for operation in operations)
+        self.violations.finish()
         return Committed(results, Revision(self.revision))
 
     def _apply(self, operation: StoreOperation) -> StoreResult:
         match operation:
             case PlaceUser():
                 return self._place(operation)
+            case TakeOver():
+                return self._take_over(operation)
             case ReleasePlacement():
                 return self._release(operation)
             case ReadPlacement(user):
@@ -91,58 +127,99 @@ class MemoryDisk:
                 return self._join(operation)
             case FenceNode():
                 return self._fence(operation)
-            case DrainNode():
+            case LiftHold(incarnation):
+                return Done(self.holds.pop(incarnation, None) is not None)
+            case MarkDraining():
                 return self._drain(operation)
-            case RecordRefusal(kind, detail, user, epoch, node, traceparent):
-                self._record(
-                    "refusal",
-                    user,
-                    epoch,
-                    node,
-                    cause=kind,
-                    evidence=detail,
-                    traceparent=traceparent,
-                )
-                return Done(True)
+            case ListPlacements():
+                return self._list(operation)
+            case RaiseGeneration(at_least, cause):
+                return self._raise_generation(at_least, cause)
+            case RecordViolation(violation, reporter):
+                number = self.violations.record(violation, reporter, self._wall_ms())
+                return ViolationRecorded(number)
 
-    def _place(self, operation: PlaceUser) -> UserPlaced | TargetRefused:
+    def _place(self, operation: PlaceUser) -> UserPlaced | UserHeld | TargetRefused:
         user, target = operation.user, operation.target
         previous = self.placements.get(user)
         if previous is not None and self._alive(previous.incarnation):
             return UserPlaced(previous, False)
+        if previous is not None and operation.strict and previous.incarnation in self.holds:
+            return UserHeld(previous)
         node = self.nodes.get(target.node_id)
         if node is None or node.incarnation != target or node.draining:
             return TargetRefused(node is not None and node.incarnation == target)
-        self.revision += 1
-        placement = Placement(
-            user,
-            make_epoch(self.generation, self.revision),
-            target.node_id,
-            target.node_rev,
-            node.claim.address,
-        )
-        self.placements[user] = placement
+        placement = self._put(user, node)
         kind, evidence = "place", ""
         if previous is not None:
             kind = "takeover"
             evidence = moved_from(previous.node_id, previous.node_rev, previous.epoch)
-        self._record(kind, user, placement.epoch, target, cause=operation.cause, evidence=evidence)
+        self._record(
+            kind,
+            user,
+            placement.epoch,
+            target,
+            cause=operation.cause,
+            evidence=evidence,
+            traceparent=operation.traceparent,
+        )
         return UserPlaced(placement, True)
+
+    def _put(self, user: UserKey, node: NodeRecord) -> Placement:
+        self.revision += 1
+        placement = Placement(
+            user,
+            make_epoch(self.generation, self.revision),
+            node.claim.node_id,
+            node.node_rev,
+            node.claim.address,
+        )
+        self.placements[user] = placement
+        return placement
+
+    def _take_over(self, operation: TakeOver) -> UserTakenOver | PlacementReleased:
+        user, epoch, holder, target = (
+            operation.user,
+            operation.epoch,
+            operation.holder,
+            operation.target,
+        )
+        node = self.nodes.get(target.node_id) if target is not None else None
+        if node is None or node.incarnation != target or node.draining:
+            return self._release(ReleasePlacement(user, epoch, holder, operation.cause))
+        current = self.placements.get(user)
+        if current is None or current.epoch != epoch or current.incarnation != holder:
+            return PlacementReleased(False, current)
+        placement = self._put(user, node)
+        evidence = handed_off_from(*holder, epoch)
+        self._record(
+            "takeover", user, placement.epoch, target, cause=operation.cause, evidence=evidence
+        )
+        return UserTakenOver(placement)
+
+    def _list(self, operation: ListPlacements) -> PlacementPage:
+        after = operation.after
+        found = [
+            placement
+            for user, placement in sorted(self.placements.items())
+            if placement.incarnation == operation.incarnation and (after is None or user > after)
+        ]
+        page = tuple(found[: operation.limit])
+        return PlacementPage(page, len(found) > len(page))
+
+    def _raise_generation(self, at_least: int, cause: str) -> GenerationIs:
+        raised = at_least > self.generation
+        if raised:
+            make_epoch(at_least, 1)  # Refuses what no epoch can carry.
+            self.revision += 1
+            self.generation = at_least
+            self._record("generation", None, 0, None, cause=cause, evidence=f"now {at_least}")
+        return GenerationIs(self.generation, raised)
 
     def _release(self, operation: ReleasePlacement) -> PlacementReleased:
         user, epoch, holder = operation.user, operation.epoch, operation.holder
         current = self.placements.get(user)
-        if current is None:
-            return PlacementReleased(False, None)
-        if current.epoch != epoch or current.incarnation != holder:
-            self._record(
-                "refusal",
-                user,
-                epoch,
-                holder,
-                cause="stale_release",
-                evidence=f"is on {current.node_id}/{current.node_rev} under {current.epoch}",
-            )
+        if current is None or current.epoch != epoch or current.incarnation != holder:
             return PlacementReleased(False, current)
         self.revision += 1
         del self.placements[user]
@@ -171,11 +248,13 @@ class MemoryDisk:
         self.revision += 1
         record = self.nodes.pop(incarnation.node_id)
         self.tombs[record.claim.nonce] = (incarnation, operation.cause)
+        if operation.hold:
+            self.holds[incarnation] = Hold(incarnation, record.claim.pid)
         evidence = f"{operation.evidence.value}: {operation.detail}"
         self._record("fence", None, 0, incarnation, cause=operation.cause, evidence=evidence)
         return Done(True)
 
-    def _drain(self, operation: DrainNode) -> Done:
+    def _drain(self, operation: MarkDraining) -> Done:
         incarnation = operation.incarnation
         node = self.nodes.get(incarnation.node_id)
         if node is None or node.incarnation != incarnation or node.draining:
@@ -184,6 +263,20 @@ class MemoryDisk:
         self.nodes[incarnation.node_id] = NodeRecord(node.claim, node.node_rev, True)
         self._record("drain", None, 0, incarnation, cause=operation.cause)
         return Done(True)
+
+    @property
+    def mark(self) -> StoreMark:
+        """How far the contents are."""
+        epoch = Epoch(self.generation << GENERATION_SHIFT | self.revision)
+        return StoreMark(len(self.rows), self.violations.last, Revision(self.revision), epoch)
+
+    def living(self, newest: Epoch) -> list[Placement]:
+        """Placements on living nodes of at most this epoch, by user."""
+        return [
+            placement
+            for _, placement in sorted(self.placements.items())
+            if placement.epoch <= newest and self._alive(placement.incarnation)
+        ]
 
     def _alive(self, incarnation: NodeIncarnation) -> bool:
         node = self.nodes.get(incarnation.node_id)
@@ -226,19 +319,41 @@ class MemoryStore:
     def __init__(self, disk: MemoryDisk) -> None:
         self._disk = disk
         self._term = 0
+        self._mark = START
+
+    @property
+    def mark(self) -> StoreMark:
+        return self._mark
 
     async def open(self) -> StoreView:
         self._term, view = self._disk.open()
+        self._mark = self._disk.mark
         return view
 
     def commit(self, operations: tuple[StoreOperation, ...]) -> "Future[Outcome]":
         future: Future[Outcome] = asyncio.get_running_loop().create_future()
         future.set_result(self._disk.apply(self._term, operations))
+        self._mark = self._disk.mark
         return future
 
     async def ledger(self, user: UserKey | None, limit: int) -> list[LedgerRow]:
         rows = [row for row in self._disk.rows if user is None or (row.tenant, row.user) == user]
         return rows[::-1][:limit]
+
+    async def ledger_after(self, number: int, limit: int) -> list[LedgerRow]:
+        return self._disk.rows[number : number + limit]
+
+    async def placements(self, after: UserKey | None, limit: int, newest: Epoch) -> list[Placement]:
+        living = self._disk.living(newest)
+        return [item for item in living if after is None or item.user > after][:limit]
+
+    async def violations(
+        self, after: int, limit: int, severity: Severity | None = None, newest: bool = False
+    ) -> list[ViolationRow]:
+        return self._disk.violations.read(after, limit, severity, newest)
+
+    async def violation_totals(self) -> ViolationTotals:
+        return self._disk.violations.totals()
 
     async def close(self) -> None:
         return None

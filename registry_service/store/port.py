@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from registry_service.core.transactions import Outcome, StoreOperation, StoreView
-from steward.model.keys import UserKey
+from registry_service.store.violation_table import ViolationRow, ViolationTotals
+from steward.model.keys import Epoch, Revision, UserKey
+from steward.model.placement import Placement
+from steward.model.violations import Severity
 
 
 class StoreFailed(Exception):
@@ -22,9 +25,8 @@ class StoreFailed(Exception):
 class LedgerRow:
     """One line of the ledger (P19).
 
-    `kind` is join, place, takeover, release, drain, fence or refusal. `revision` is the store's
-    when it was written; a refusal changes nothing and has the revision of the row before it.
-    Fields that do not apply are empty or 0. `at_ms` is Unix time, for people.
+    `kind` is join, place, takeover, release, drain, fence or generation. `revision` is the one
+    that the change made. Fields that do not apply are empty or 0. `at_ms` is Unix time, for people.
     """
 
     number: int
@@ -39,6 +41,23 @@ class LedgerRow:
     cause: str = ""
     evidence: str = ""
     traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreMark:
+    """How far the store is, after some transaction: all of one moment.
+
+    `ledger` and `violations` are the numbers of the newest rows, ever. Every placement that is
+    there has an epoch of at most `epoch`, and every later one has a higher.
+    """
+
+    ledger: int
+    violations: int
+    revision: Revision
+    epoch: Epoch
+
+
+START = StoreMark(0, 0, Revision(0), Epoch(0))
 
 
 class PlacementStore(Protocol):
@@ -56,8 +75,33 @@ class PlacementStore(Protocol):
         """
         ...
 
+    @property
+    def mark(self) -> StoreMark:
+        """Of the newest transaction that is durable; at least as new as any outcome given."""
+        ...
+
+    # Readers. They see at least what was durable when they were called.
+
     async def ledger(self, user: UserKey | None, limit: int) -> list[LedgerRow]:
         """The newest rows (of one user, if given), newest first."""
+        ...
+
+    async def ledger_after(self, number: int, limit: int) -> list[LedgerRow]:
+        """The first rows after a number, ascending."""
+        ...
+
+    async def placements(self, after: UserKey | None, limit: int, newest: Epoch) -> list[Placement]:
+        """A page of the placements on living nodes with an epoch of at most `newest`, by user."""
+        ...
+
+    async def violations(
+        self, after: int, limit: int, severity: Severity | None = None, newest: bool = False
+    ) -> list[ViolationRow]:
+        """Violations after a number, ascending: the first `limit` of them, or the newest."""
+        ...
+
+    async def violation_totals(self) -> ViolationTotals:
+        """How many were ever recorded."""
         ...
 
     async def close(self) -> None:
@@ -71,3 +115,8 @@ class PlacementStore(Protocol):
 def moved_from(node_id: str, node_rev: int, epoch: int) -> str:
     """The evidence of a takeover: where the user was."""
     return f"was on {node_id}/{node_rev} under {epoch}, which is not alive"
+
+
+def handed_off_from(node_id: str, node_rev: int, epoch: int) -> str:
+    """The evidence of a planned takeover: who let the user go."""
+    return f"was on {node_id}/{node_rev} under {epoch}, which handed it off"

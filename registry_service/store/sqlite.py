@@ -22,24 +22,31 @@ from registry_service.core.transactions import (
     StoreView,
     TermLost,
 )
-from registry_service.store.port import LedgerRow, StoreFailed
-from registry_service.store.tables import Tables, read_ledger
-from steward.model.keys import UserKey
+from registry_service.store.port import START, LedgerRow, StoreFailed, StoreMark
+from registry_service.store.reading import read_ledger, read_ledger_after, read_placements
+from registry_service.store.tables import Tables
+from registry_service.store.violation_table import KEEP, ViolationRow, ViolationTotals
+from steward.model.keys import Epoch, UserKey
+from steward.model.placement import Placement
+from steward.model.violations import Severity
 from steward.runtime.service import EnvironmentUnusable
 
 T = TypeVar("T")
 
 
 class SqliteStore:
-    """A `PlacementStore` in the file `path`; `wall_ms` stamps ledger rows."""
+    """A `PlacementStore` in the file `path`; `wall_ms` stamps rows of ledger and violations."""
 
-    def __init__(self, path: Path, wall_ms: Callable[[], int]) -> None:
+    def __init__(self, path: Path, wall_ms: Callable[[], int], keep_violations: int = KEEP) -> None:
         self._path = path
         self._wall_ms = wall_ms
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._term = 0
         self._closed = False
+        self._keep_violations = keep_violations
+        # Replaced by the writer thread after each COMMIT, as a whole.
+        self._mark = START
         # Of the writer thread alone.
         self._connection: sqlite3.Connection | None = None
         self._tables: Tables | None = None
@@ -52,8 +59,28 @@ class SqliteStore:
     def commit(self, operations: tuple[StoreOperation, ...]) -> "Future[Outcome]":
         return self._call(lambda: self._commit(operations))
 
+    @property
+    def mark(self) -> StoreMark:
+        return self._mark
+
     async def ledger(self, user: UserKey | None, limit: int) -> list[LedgerRow]:
         return await self._call(lambda: read_ledger(self._opened(), user, limit))
+
+    async def ledger_after(self, number: int, limit: int) -> list[LedgerRow]:
+        return await self._call(lambda: read_ledger_after(self._opened(), number, limit))
+
+    async def placements(self, after: UserKey | None, limit: int, newest: Epoch) -> list[Placement]:
+        return await self._call(lambda: read_placements(self._opened(), after, limit, newest))
+
+    async def violations(
+        self, after: int, limit: int, severity: Severity | None = None, newest: bool = False
+    ) -> list[ViolationRow]:
+        return await self._call(
+            lambda: self._used().violations.read(after, limit, severity, newest)
+        )
+
+    async def violation_totals(self) -> ViolationTotals:
+        return await self._call(lambda: self._used().violations.totals())
 
     async def close(self) -> None:
         if self._thread is None or self._closed:
@@ -102,6 +129,11 @@ class SqliteStore:
             raise StoreFailed(f"{self._path} is not open")
         return self._connection
 
+    def _used(self) -> Tables:
+        self._opened()
+        assert self._tables is not None
+        return self._tables
+
     def _open(self) -> StoreView:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,11 +147,12 @@ class SqliteStore:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
-            self._tables = Tables(connection, self._wall_ms)
+            self._tables = Tables(connection, self._wall_ms, self._keep_violations)
             connection.execute("BEGIN EXCLUSIVE")
             self._tables.create()
             self._term, view = self._tables.start()
             connection.execute("COMMIT")
+            self._mark = self._tables.mark
         except sqlite3.Error as error:
             connection.close()
             if "locked" in str(error):
@@ -142,6 +175,7 @@ class SqliteStore:
             results = tuple(tables.apply(operation) for operation in operations)
             revision = tables.finish()
             connection.execute("COMMIT")
+            self._mark = tables.mark
         except sqlite3.Error as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")

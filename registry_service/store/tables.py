@@ -1,8 +1,6 @@
-"""Tables and statements of the SQLite store: the rules of the operations in SQL.
+"""The statements of the SQLite store: the rules of the operations in SQL.
 
 Used on the store's writer thread, inside a transaction that the store opens and ends.
-`meta` has one row: `rev` grows by one per operation that changes something, so that an
-epoch belongs to one placement; `term` says who may write.
 """
 
 import sqlite3
@@ -11,28 +9,46 @@ from typing import Any
 
 from registry_service.core.transactions import (
     Done,
-    DrainNode,
     FenceNode,
+    GenerationIs,
+    Hold,
     JoinNode,
+    LiftHold,
+    ListPlacements,
+    MarkDraining,
     NodeClaim,
     NodeJoined,
     NodeOccupied,
     NodeRecord,
     NonceSpent,
+    PlacementPage,
     PlacementRead,
     PlacementReleased,
     PlaceUser,
+    RaiseGeneration,
     ReadPlacement,
-    RecordRefusal,
+    RecordViolation,
     ReleasePlacement,
     StoreOperation,
     StoreResult,
     StoreView,
+    TakeOver,
     TargetRefused,
+    UserHeld,
     UserPlaced,
+    UserTakenOver,
+    ViolationRecorded,
 )
-from registry_service.store.port import LedgerRow, moved_from
+from registry_service.store.port import (
+    START,
+    StoreMark,
+    handed_off_from,
+    moved_from,
+)
+from registry_service.store.schema import LEDGER, NODE, SCHEMA, node_record
+from registry_service.store.violation_table import KEEP, ViolationTable
 from steward.model.keys import (
+    GENERATION_SHIFT,
     Epoch,
     NodeId,
     NodeIncarnation,
@@ -43,71 +59,26 @@ from steward.model.keys import (
 )
 from steward.model.placement import Placement
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    rev INTEGER NOT NULL,
-    generation INTEGER NOT NULL,
-    term INTEGER NOT NULL
-);
-INSERT OR IGNORE INTO meta (id, rev, generation, term) VALUES (1, 0, 0, 0);
-CREATE TABLE IF NOT EXISTS node (
-    node_id TEXT PRIMARY KEY,
-    node_rev INTEGER NOT NULL,
-    boot_id TEXT NOT NULL,
-    nonce TEXT NOT NULL,
-    address TEXT NOT NULL,
-    zone TEXT NOT NULL,
-    capacity INTEGER NOT NULL,
-    version TEXT NOT NULL,
-    pid INTEGER NOT NULL,
-    draining INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS tomb (
-    nonce TEXT PRIMARY KEY,
-    node_id TEXT NOT NULL,
-    node_rev INTEGER NOT NULL,
-    cause TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS placement (
-    tenant TEXT NOT NULL,
-    user TEXT NOT NULL,
-    epoch INTEGER NOT NULL,
-    node_id TEXT NOT NULL,
-    node_rev INTEGER NOT NULL,
-    address TEXT NOT NULL,
-    PRIMARY KEY (tenant, user)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS ledger (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    rev INTEGER NOT NULL,
-    at_ms INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    tenant TEXT NOT NULL,
-    user TEXT NOT NULL,
-    epoch INTEGER NOT NULL,
-    node_id TEXT NOT NULL,
-    node_rev INTEGER NOT NULL,
-    cause TEXT NOT NULL,
-    evidence TEXT NOT NULL,
-    traceparent TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS ledger_user ON ledger (tenant, user, number) WHERE user <> '';
-"""
-
-_NODE = "node_id, node_rev, boot_id, nonce, address, zone, capacity, version, pid, draining"
-_LEDGER = "rev, at_ms, kind, tenant, user, epoch, node_id, node_rev, cause, evidence, traceparent"
-
 
 class Tables:
     """The statements of one connection. `begin` and `finish` enclose the operations of a batch."""
 
-    def __init__(self, connection: sqlite3.Connection, wall_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        wall_ms: Callable[[], int],
+        keep_violations: int = KEEP,
+    ) -> None:
         self._db = connection
         self._wall_ms = wall_ms
+        self.violations = ViolationTable(connection, keep_violations)
+        self.mark = START
+        self._ledger = 0
         self._generation = 0
         self._rev = 0
-        self._stored_rev = 0
+        self._stored = (0, 0)
+        # Nodes that were read in this batch.
+        self._nodes: dict[NodeIncarnation, tuple[str, int] | None] = {}
         self._at_ms = 0
         self._rows: list[tuple[Any, ...]] = []
 
@@ -116,110 +87,191 @@ class Tables:
         for statement in SCHEMA.split(";"):
             if statement.strip():
                 self._db.execute(statement)
+        self.violations.create()
 
     def start(self) -> tuple[int, StoreView]:
         """Raise the term; returns it and what is there."""
         self._db.execute("UPDATE meta SET term = term + 1")
+        self.violations.start()
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'ledger'").fetchone()
+        self._ledger = row[0] if row is not None else 0
         rev, generation, term = self._db.execute(
             "SELECT rev, generation, term FROM meta"
         ).fetchone()
-        nodes = self._db.execute(f"SELECT {_NODE} FROM node ORDER BY node_rev").fetchall()
+        self._rev, self._generation = rev, generation
+        self._set_mark()
+        nodes = self._db.execute(f"SELECT {NODE} FROM node ORDER BY node_rev").fetchall()
         counts = self._db.execute(
             "SELECT p.node_id, p.node_rev, count(*) FROM placement p JOIN node n"
             " ON n.node_id = p.node_id AND n.node_rev = p.node_rev"
             " GROUP BY p.node_id, p.node_rev ORDER BY p.node_id"
         ).fetchall()
+        holds = self._db.execute(
+            "SELECT node_id, node_rev, pid FROM hold ORDER BY node_id, node_rev"
+        ).fetchall()
         return term, StoreView(
             generation,
             Revision(rev),
-            tuple(_record(row) for row in nodes),
+            tuple(node_record(row) for row in nodes),
             tuple((NodeIncarnation(node_id, rev), count) for node_id, rev, count in counts),
+            tuple(Hold(NodeIncarnation(node_id, rev), pid) for node_id, rev, pid in holds),
         )
 
     def begin(self) -> int:
         """Start a batch; returns the term that is stored."""
         row = self._db.execute("SELECT rev, generation, term FROM meta").fetchone()
         self._rev, self._generation, term = row
-        self._stored_rev = self._rev
+        self._stored = (self._rev, self._generation)
         self._at_ms = self._wall_ms()
         self._rows = []
+        self._nodes = {}
         return int(term)
 
     def finish(self) -> Revision:
         """Write the ledger rows and the revision of this batch."""
         if self._rows:
             self._db.executemany(
-                f"INSERT INTO ledger ({_LEDGER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO ledger ({LEDGER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 self._rows,
             )
-        if self._rev != self._stored_rev:
-            self._db.execute("UPDATE meta SET rev = ?", (self._rev,))
+            self._ledger += len(self._rows)
+        now = (self._rev, self._generation)
+        if now != self._stored:
+            self._db.execute("UPDATE meta SET rev = ?, generation = ?", now)
+        self.violations.finish()
+        self._set_mark()
         return Revision(self._rev)
+
+    def _set_mark(self) -> None:
+        epoch = Epoch(self._generation << GENERATION_SHIFT | self._rev)
+        self.mark = StoreMark(self._ledger, self.violations.last, Revision(self._rev), epoch)
 
     def apply(self, operation: StoreOperation) -> StoreResult:
         match operation:
             case PlaceUser():
                 return self._place(operation)
+            case TakeOver():
+                return self._take_over(operation)
             case ReleasePlacement():
                 return self._release(operation)
             case ReadPlacement(user):
                 placement, alive = self._read(user)
                 return PlacementRead(placement, alive)
-            case JoinNode(claim):
-                return self._join(claim)
-            case FenceNode():
-                return self._fence(operation)
-            case DrainNode():
-                return self._drain(operation)
-            case RecordRefusal(kind, detail, user, epoch, node, trace):
-                self._record("refusal", user, epoch, node, kind, detail, trace)
-                return Done(True)
+            case JoinNode() | FenceNode() | MarkDraining():
+                self._nodes = {}
+                return self._change_node(operation)
+            case LiftHold(incarnation):
+                lifted = "DELETE FROM hold WHERE node_id = ? AND node_rev = ?"
+                return Done(bool(self._db.execute(lifted, incarnation).rowcount))
+            case ListPlacements():
+                return self._list(operation)
+            case RaiseGeneration(at_least, cause):
+                return self._raise_generation(at_least, cause)
+            case RecordViolation(violation, reporter):
+                return ViolationRecorded(self.violations.record(violation, reporter, self._at_ms))
 
-    def _place(self, operation: PlaceUser) -> UserPlaced | TargetRefused:
-        user, target = operation.user, operation.target
+    def _place(self, operation: PlaceUser) -> UserPlaced | UserHeld | TargetRefused:
+        user, target, trace = operation.user, operation.target, operation.traceparent
         previous, alive = self._read(user)
         if previous is not None and alive:
             return UserPlaced(previous, False)
-        node = self._db.execute(
-            "SELECT address, draining FROM node WHERE node_id = ? AND node_rev = ?", target
-        ).fetchone()
+        if previous is not None and operation.strict and self._held(previous.incarnation):
+            return UserHeld(previous)
+        node = self._node(target)
         if node is None or node[1]:
             return TargetRefused(node is not None)
+        placement = self._put(user, target, node[0])
+        if previous is None:
+            self._record("place", user, placement.epoch, target, operation.cause, "", trace)
+        else:
+            was = moved_from(previous.node_id, previous.node_rev, previous.epoch)
+            self._record("takeover", user, placement.epoch, target, operation.cause, was, trace)
+        return UserPlaced(placement, True)
+
+    def _node(self, incarnation: NodeIncarnation) -> tuple[str, int] | None:
+        """Address of a living incarnation, and whether it drains."""
+        if incarnation not in self._nodes:
+            self._nodes[incarnation] = self._db.execute(
+                "SELECT address, draining FROM node WHERE node_id = ? AND node_rev = ?",
+                incarnation,
+            ).fetchone()
+        return self._nodes[incarnation]
+
+    def _held(self, incarnation: NodeIncarnation) -> bool:
+        held = "SELECT 1 FROM hold WHERE node_id = ? AND node_rev = ?"
+        return self._db.execute(held, incarnation).fetchone() is not None
+
+    def _put(self, user: UserKey, target: NodeIncarnation, address: str) -> Placement:
         self._rev += 1
         epoch = make_epoch(self._generation, self._rev)
-        placement = Placement(user, epoch, target.node_id, target.node_rev, node[0])
         self._db.execute(
             "INSERT OR REPLACE INTO placement (tenant, user, epoch, node_id, node_rev, address)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            (*user, epoch, *target, node[0]),
+            (*user, epoch, *target, address),
         )
-        if previous is None:
-            self._record("place", user, epoch, target, operation.cause)
-        else:
-            was = moved_from(previous.node_id, previous.node_rev, previous.epoch)
-            self._record("takeover", user, epoch, target, operation.cause, was)
-        return UserPlaced(placement, True)
+        return Placement(user, epoch, target.node_id, target.node_rev, address)
+
+    def _take_over(self, operation: TakeOver) -> UserTakenOver | PlacementReleased:
+        user, epoch, holder = operation.user, operation.epoch, operation.holder
+        target, cause = operation.target, operation.cause
+        node = self._node(target) if target is not None else None
+        if target is None or node is None or node[1]:
+            return self._release(ReleasePlacement(user, epoch, holder, cause))
+        current, _ = self._read(user)
+        if current is None or current.epoch != epoch or current.incarnation != holder:
+            return PlacementReleased(False, current)
+        placement = self._put(user, target, node[0])
+        was = handed_off_from(*holder, epoch)
+        self._record("takeover", user, placement.epoch, target, cause, was)
+        return UserTakenOver(placement)
+
+    def _list(self, operation: ListPlacements) -> PlacementPage:
+        # Without an index: all pages together read the table once, and no other write pays for it.
+        rows = self._db.execute(
+            "SELECT tenant, user, epoch, address FROM placement WHERE (tenant, user) > (?, ?)"
+            " AND node_id = ? AND node_rev = ? ORDER BY tenant, user LIMIT ?",
+            (*(operation.after or ("", "")), *operation.incarnation, operation.limit + 1),
+        ).fetchall()
+        page = tuple(
+            Placement(UserKey(tenant, user), Epoch(epoch), *operation.incarnation, address)
+            for tenant, user, epoch, address in rows[: operation.limit]
+        )
+        return PlacementPage(page, len(rows) > len(page))
+
+    def _raise_generation(self, at_least: int, cause: str) -> GenerationIs:
+        raised = at_least > self._generation
+        if raised:
+            make_epoch(at_least, 1)  # Refuses what no epoch can carry.
+            self._rev += 1
+            self._generation = at_least
+            self._record("generation", None, 0, None, cause, f"now {at_least}")
+        return GenerationIs(self._generation, raised)
 
     def _release(self, operation: ReleasePlacement) -> PlacementReleased:
         user, epoch, holder = operation.user, operation.epoch, operation.holder
         current, _ = self._read(user)
-        if current is None:
-            return PlacementReleased(False, None)
-        if current.epoch != epoch or current.incarnation != holder:
-            now = f"is on {current.node_id}/{current.node_rev} under {current.epoch}"
-            self._record("refusal", user, epoch, holder, "stale_release", now)
+        if current is None or current.epoch != epoch or current.incarnation != holder:
             return PlacementReleased(False, current)
         self._rev += 1
         self._db.execute("DELETE FROM placement WHERE tenant = ? AND user = ?", user)
         self._record("release", user, epoch, holder, operation.cause)
         return PlacementReleased(True, None)
 
+    def _change_node(self, operation: JoinNode | FenceNode | MarkDraining) -> StoreResult:
+        match operation:
+            case JoinNode(claim):
+                return self._join(claim)
+            case FenceNode():
+                return self._fence(operation)
+            case MarkDraining():
+                return self._drain(operation)
+
     def _join(self, claim: NodeClaim) -> NodeJoined | NodeOccupied | NonceSpent:
         row = self._db.execute(
-            f"SELECT {_NODE} FROM node WHERE node_id = ?", (claim.node_id,)
+            f"SELECT {NODE} FROM node WHERE node_id = ?", (claim.node_id,)
         ).fetchone()
         if row is not None:
-            present = _record(row)
+            present = node_record(row)
             same = present.claim.nonce == claim.nonce
             return NodeJoined(present) if same else NodeOccupied(present)
         tomb = self._db.execute(
@@ -229,7 +281,7 @@ class Tables:
             return NonceSpent(NodeIncarnation(tomb[0], tomb[1]), tomb[2])
         self._rev += 1
         self._db.execute(
-            f"INSERT INTO node ({_NODE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+            f"INSERT INTO node ({NODE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
             (
                 claim.node_id,
                 self._rev,
@@ -249,7 +301,7 @@ class Tables:
     def _fence(self, operation: FenceNode) -> Done:
         incarnation, cause = operation.incarnation, operation.cause
         row = self._db.execute(
-            "DELETE FROM node WHERE node_id = ? AND node_rev = ? RETURNING nonce", incarnation
+            "DELETE FROM node WHERE node_id = ? AND node_rev = ? RETURNING nonce, pid", incarnation
         ).fetchone()
         if row is None:
             return Done(False)
@@ -258,11 +310,13 @@ class Tables:
             "INSERT OR REPLACE INTO tomb (nonce, node_id, node_rev, cause) VALUES (?, ?, ?, ?)",
             (row[0], *incarnation, cause),
         )
+        if operation.hold:
+            self._db.execute("INSERT OR REPLACE INTO hold VALUES (?, ?, ?)", (*incarnation, row[1]))
         evidence = f"{operation.evidence.value}: {operation.detail}"
         self._record("fence", None, 0, incarnation, cause, evidence)
         return Done(True)
 
-    def _drain(self, operation: DrainNode) -> Done:
+    def _drain(self, operation: MarkDraining) -> Done:
         changed = self._db.execute(
             "UPDATE node SET draining = 1 WHERE node_id = ? AND node_rev = ? AND draining = 0",
             operation.incarnation,
@@ -314,21 +368,3 @@ class Tables:
                 trace,
             )
         )
-
-
-def read_ledger(db: sqlite3.Connection, user: UserKey | None, limit: int) -> list[LedgerRow]:
-    """The newest rows, newest first."""
-    where = ""
-    parameters: tuple[str | int, ...] = (limit,)
-    if user is not None:
-        where, parameters = "WHERE user <> '' AND tenant = ? AND user = ?", (*user, limit)
-    rows = db.execute(
-        f"SELECT number, {_LEDGER} FROM ledger {where} ORDER BY number DESC LIMIT ?", parameters
-    )
-    return [LedgerRow(*row) for row in rows]
-
-
-def _record(row: tuple[Any, ...]) -> NodeRecord:
-    node_id, node_rev, boot_id, nonce, address, zone, capacity, version, pid, draining = row
-    claim = NodeClaim(node_id, boot_id, nonce, address, zone, capacity, version, pid)
-    return NodeRecord(claim, NodeRev(node_rev), bool(draining))

@@ -12,7 +12,17 @@ An async generator of text is an agent too, and so is a plain `def`, which gets 
 """
 
 from steward.agent.definition import agent
+from steward.agent.failures import NonDeterministic, ToolFailed
 from steward.agent.port import RunCancelled
 from steward.agent.run import BlockingRun, NotAvailable, Run, RunInput
 
-__all__ = ["BlockingRun", "NotAvailable", "Run", "RunCancelled", "RunInput", "agent"]
+__all__ = [
+    "BlockingRun",
+    "NonDeterministic",
+    "NotAvailable",
+    "Run",
+    "RunCancelled",
+    "RunInput",
+    "ToolFailed",
+    "agent",
+]

@@ -1,6 +1,6 @@
 """The difference of two JSON objects as an RFC 6902 patch.
 
-`diff(old, new)` applied to `old` gives `new`. Objects are compared key by key; a list
+`diff(old, new)`, applied to `old`, gives `new`. Objects are compared key by key; a list
 that only grew becomes additions at its end, any other change of a list replaces it.
 The patch is correct, not minimal.
 """
@@ -15,6 +15,24 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> list[Operation]:
     operations: list[Operation] = []
     _diff_object(old, new, "", operations)
     return operations
+
+
+def apply(patch: list[Operation], document: dict[str, Any]) -> None:
+    """Change `document` in place by a patch that `diff` has made.
+
+    Raises KeyError or TypeError, after a part of it, when the document has not what it changes.
+    """
+    for operation in patch:
+        *parents, last = (_unescape(part) for part in operation["path"].split("/")[1:])
+        target: Any = document
+        for part in parents:
+            target = target[part]
+        if operation["op"] == "remove":
+            del target[last]
+        elif isinstance(target, list):
+            target.append(operation["value"])
+        else:
+            target[last] = operation["value"]
 
 
 def _diff_object(
@@ -56,3 +74,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
+
+
+def _unescape(part: str) -> str:
+    return part.replace("~1", "/").replace("~0", "~")

@@ -5,7 +5,8 @@ implement it with a list.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any, Protocol
 
 from steward.model.verbs import EventType
@@ -18,15 +19,34 @@ class RunCancelled(asyncio.CancelledError):
     """
 
 
+class Branch(Enum):
+    """Where in the code of a run a verb is called: what may happen in another order next time."""
+
+    ALONE = "alone"
+    """In the agent's own task or thread, and no other of the run is there."""
+
+    MAIN = "main"
+    """In the agent's own task or thread, while others may call verbs too."""
+
+    OTHER = "other"
+    """In a task or thread that the agent has started."""
+
+
 class RunPort(Protocol):
     """One execution of a run. All methods are called on the loop that runs agent code."""
 
     async def append(
-        self, type: EventType, data: bytes, tool_call_id: str = "", state: bytes = b""
+        self,
+        type: EventType,
+        data: bytes,
+        tool_call_id: str = "",
+        state: bytes = b"",
+        steps: Sequence[tuple[str, bytes]] = (),
     ) -> int:
         """Put one event into the window and return its number; waits while the window is full.
 
-        When this raises, nothing was put. Raises RunCancelled when the run is over.
+        `steps` are kept as by `record_step`, put directly before the event. When this raises,
+        nothing was put. Raises RunCancelled when the run is over.
         """
         ...
 
@@ -34,8 +54,23 @@ class RunPort(Protocol):
         """The same without waiting, for code that is being cancelled; a no-op when it is over."""
         ...
 
+    async def record_step(self, step_id: str, value: bytes) -> int:
+        """Keep a value (JSON) for later attempts of this run. Otherwise as `append`."""
+        ...
+
+    async def repeat_call(self, tool_call_id: str) -> int:
+        """Renew the intent of a call that an earlier attempt announced. Otherwise as `append`."""
+        ...
+
     async def acknowledged(self, number: int) -> None:
-        """Wait until all verbs up to `number` are in the log. Raises RunCancelled."""
+        """Wait until all verbs up to `number` are in the log; 0 waits for none.
+
+        Raises RunCancelled when the run is over.
+        """
+        ...
+
+    def branch(self) -> Branch:
+        """Where the task that asks stands among those of this run."""
         ...
 
     async def in_thread(self, call: Callable[[], Any]) -> Any:

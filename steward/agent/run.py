@@ -12,6 +12,7 @@ people (`ask`), which comes with durable runs.
 import asyncio
 import concurrent.futures
 import inspect
+import threading
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from urllib.parse import quote
 
 import orjson
 
-from steward.agent.port import RunCancelled, RunPort
+from steward.agent.port import Branch, RunCancelled, RunPort
 from steward.agent.recorder import Recorder
 from steward.errors import Reason, StewardError
 from steward.model.verbs import RunStart
@@ -166,7 +167,11 @@ class Run(RunFacts):
         tuple comes back as a list, as it would on a later attempt. `on_crash` says what a later
         attempt does with a call that was in flight.
         """
-        call = await self._recorder.open_call(name, args, fn, id, on_crash, purpose)
+        call = await self._recorder.open_call(
+            name, args, fn, id, on_crash, purpose, self._port.branch()
+        )
+        if call.completion is not None:
+            return await self._recorder.repeat_completion(call, fn)
         try:
             await self._recorder.announced(call)
             value = await self._invoke(partial(fn, **args))
@@ -178,12 +183,15 @@ class Run(RunFacts):
     async def step(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call `fn(*args, **kwargs)` as a step without events and return its value (JSON).
 
-        It starts, and this returns, only when all that the run did before is in the log.
+        It starts when all that the run did before is in the log, and this returns when the value
+        is: on a later attempt that is returned, and `fn` not called. A step that raises has not
+        finished. A value over 1 MiB is a ValueError, one that is not JSON a TypeError.
         """
-        self._recorder.next_id(name)
-        await self._recorder.settle()
+        step = await self._recorder.open_step(name, args, kwargs, self._port.branch())
+        if step.finished is not None:
+            return orjson.loads(step.finished.value)
         value = await self._invoke(partial(fn, *args, **kwargs))
-        return await self._recorder.complete_step(name, value)
+        return await self._recorder.complete_step(step, value)
 
     async def progress(self, fraction: float, label: str = "") -> None:
         """Show how far the run is, from 0 to 1. Raises ValueError outside of that."""
@@ -219,7 +227,7 @@ class BlockingRun(RunFacts):
     caller's own thread, coroutine functions on the agent loop.
     """
 
-    __slots__ = ("_loop", "_over")
+    __slots__ = ("_branched", "_loop", "_over", "_thread")
 
     def __init__(
         self,
@@ -232,6 +240,12 @@ class BlockingRun(RunFacts):
         super().__init__(start, recorder)
         self._loop = loop
         self._over = over
+        self._thread = 0
+        self._branched = False
+
+    def enter(self) -> None:
+        """Called by the host in the thread of the agent, before the agent is."""
+        self._thread = threading.get_ident()
 
     def think(
         self,
@@ -268,7 +282,10 @@ class BlockingRun(RunFacts):
         purpose: str | None = None,
     ) -> Any:
         """As `Run.tool`."""
-        call = self._wait(self._recorder.open_call(name, args, fn, id, on_crash, purpose))
+        branch = self._branch()
+        call = self._wait(self._recorder.open_call(name, args, fn, id, on_crash, purpose, branch))
+        if call.completion is not None:
+            return self._wait(self._recorder.repeat_completion(call, fn))
         try:
             self._wait(self._recorder.announced(call))
             value = self._invoke(partial(fn, **args))
@@ -279,10 +296,12 @@ class BlockingRun(RunFacts):
 
     def step(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """As `Run.step`."""
-        self._recorder.next_id(name)
-        self._wait(self._recorder.settle())
+        branch = self._branch()
+        step = self._wait(self._recorder.open_step(name, args, kwargs, branch))
+        if step.finished is not None:
+            return orjson.loads(step.finished.value)
         value = self._invoke(partial(fn, *args, **kwargs))
-        return self._wait(self._recorder.complete_step(name, value))
+        return self._wait(self._recorder.complete_step(step, value))
 
     def progress(self, fraction: float, label: str = "") -> None:
         """As `Run.progress`."""
@@ -303,6 +322,13 @@ class BlockingRun(RunFacts):
     def subrun(self, agent: str, input: Any) -> Any:
         """Run another agent as part of this run. Not yet available."""
         raise _not_available("subrun")
+
+    def _branch(self) -> Branch:
+        # Threads of the agent are not seen before they call something.
+        if threading.get_ident() != self._thread:
+            self._branched = True
+            return Branch.OTHER
+        return Branch.MAIN if self._branched else Branch.ALONE
 
     def _invoke(self, call: Callable[[], Any]) -> Any:
         value = call()

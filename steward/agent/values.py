@@ -67,6 +67,27 @@ def clean_text(text: str) -> str:
     return text
 
 
+def text_of(value: Any, what: str) -> str:
+    """`value` as clean text. Raises TypeError, naming `what`, for anything else."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is text, not {kind_of(value)}")
+    return clean_text(value)
+
+
+def fraction_of(value: float) -> float:
+    """`value` if it is a number from 0 to 1. Raises TypeError, ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"a fraction is a number, not {kind_of(value)}")
+    if not (math.isfinite(value) and 0 <= value <= 1):
+        raise ValueError(f"a fraction is from 0 to 1, not {value}")
+    return value
+
+
+def kind_of(value: Any) -> str:
+    """The name of its type, for errors."""
+    return type(value).__name__
+
+
 def describe_error(error: BaseException) -> dict[str, str]:
     """`{type, message}` of any exception, also of one whose `str()` raises."""
     try:

@@ -1,10 +1,16 @@
 """How gRPC servers and channels are made: one place for options, limits and credentials."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import grpc
 
-from steward.rpc.roles import Role, RoleCredentials, RoleInterceptor, RoleVerifier
+from steward.rpc.roles import (
+    ForeignCluster,
+    Role,
+    RoleCredentials,
+    RoleInterceptor,
+    RoleVerifier,
+)
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 
@@ -25,10 +31,17 @@ _OPTIONS: list[tuple[str, int]] = [
 ]
 
 
-def make_server(verifier: RoleVerifier, allowed: Mapping[str, frozenset[Role]]) -> grpc.aio.Server:
-    """A server that checks the role of every call. `allowed`: `/package.Service/Method` → roles."""
+def make_server(
+    verifier: RoleVerifier,
+    allowed: Mapping[str, frozenset[Role]],
+    on_foreign: Callable[[ForeignCluster], None] | None = None,
+) -> grpc.aio.Server:
+    """A server that checks the role of every call. `allowed`: `/package.Service/Method` → roles.
+
+    `on_foreign` is told of callers whose good token is of another cluster.
+    """
     return grpc.aio.server(
-        interceptors=[RoleInterceptor(verifier, allowed)],
+        interceptors=[RoleInterceptor(verifier, allowed, on_foreign)],
         options=[*_OPTIONS, ("grpc.so_reuseport", 1)],
     )
 

@@ -51,24 +51,40 @@ class PeerStream(Generic[ItemT, RequestT, ResponseT]):
         most: int,
         on_welcome: Callable[[ResponseT], None],
         on_message: Callable[[ResponseT], None],
+        welcome_s: float = WELCOME_S,
     ) -> None:
-        """`pack` makes one message of at most `most` items. The callbacks do not block."""
+        """`pack` makes one message of at most `most` items. The callbacks do not block.
+
+        A peer that has not sent its welcome after `welcome_s` is given up.
+        """
         self._open_call = open_call
         self._hello = hello
         self._pack = pack
         self._most = most
         self._on_welcome = on_welcome
         self._on_message = on_message
+        self._welcome_s = welcome_s
+        self._call: Call[RequestT] | None = None
+        self._given_up = ""
+
+    def give_up(self, why: str) -> None:
+        """End the stream that is held now: `hold` raises StewardError with `why`.
+
+        For peers that don't read, or say nothing any more. Does nothing when none is held.
+        """
+        if self._call is not None:
+            self._given_up = why
+            self._call.cancel()
 
     async def hold(self, outbox: Outbox[ItemT]) -> None:
         """Open the stream and run it until either side ends it.
 
         Raises StewardError when it breaks. Always closes the outbox.
         """
-        call = self._open_call()
+        call = self._call = self._open_call()
         writer: asyncio.Task[None] | None = None
         try:
-            async with asyncio.timeout(WELCOME_S):
+            async with asyncio.timeout(self._welcome_s):
                 await call.write(self._hello)
                 welcome = await call.read()
             if welcome is grpc.aio.EOF:
@@ -87,9 +103,11 @@ class PeerStream(Generic[ItemT, RequestT, ResponseT]):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # Not this task but the call was cancelled, by the writer.
-            raise StewardError(Reason.MANAGER_UNAVAILABLE, "the peer does not read") from None
+            # Not this task but the call was cancelled: by the writer, or given up.
+            why = self._given_up or "the peer does not read"
+            raise StewardError(Reason.MANAGER_UNAVAILABLE, why) from None
         finally:
+            self._call = None
             call.cancel()
             outbox.close()
             if writer is not None:
@@ -109,6 +127,7 @@ async def keep(
     attempt: Callable[[], Awaitable[None]],
     opened: Callable[[], bool],
     on_down: Callable[[StewardError], None],
+    most_backoff_s: float = MOST_BACKOFF_S,
 ) -> None:
     """Run `attempt` again and again. `opened` tells whether the last one got its welcome."""
     backoff = FIRST_BACKOFF_S
@@ -125,4 +144,4 @@ async def keep(
             backoff = FIRST_BACKOFF_S
         on_down(error)
         await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-        backoff = min(backoff * 2, MOST_BACKOFF_S)
+        backoff = min(backoff * 2, most_backoff_s)

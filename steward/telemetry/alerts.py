@@ -3,7 +3,8 @@
 An expression is written over `Query` texts made from the catalog, so a metric or a label
 that does not exist fails when this module runs, not in the night.
 
-`StewardSsotViolation` fires on breaches only: a refusal means that a guard worked. A
+`StewardSsotViolation` fires on breaches only: a refusal means that a guard worked. It looks at
+what each process saw, and at what the registry recorded, since either may be the one left. A
 counter with labels begins to exist with its first increment, and `increase` does not see
 that step; so a series that is new counts as well.
 """
@@ -54,7 +55,8 @@ def quantile(q: float, name: str, by: str = "", window: str = "5m") -> str:
 
 def alerts() -> list[Alert]:
     """All rules, the worst first."""
-    breaches = series("steward_breaches_total")
+    seen = series("steward_breaches_total")
+    recorded = series("steward_registry_violations_total", severity="breach")
     nodes_up = series("steward_registry_nodes", state="up")
     handshakes = "steward_edge_handshakes_total"
     refused_for_us = series(handshakes, result="MANAGER_UNAVAILABLE|NO_CAPACITY|INTERNAL")
@@ -62,12 +64,12 @@ def alerts() -> list[Alert]:
     return [
         Alert(
             "StewardSsotViolation",
-            f"(({breaches} unless {breaches} offset 10m) > 0) or (increase({breaches}[10m]) > 0)",
+            f"{_grew(seen)} or {_grew(recorded)}",
             "0m",
             "page",
-            "Invariant {{ $labels.invariant }} was seen broken by {{ $labels.instance }}",
-            "Run `steward violations` for the evidence, and keep the stores as they are: this "
-            "must never happen, and the reason is in the code or in a log that lost writes.",
+            "A breach, {{ $labels.kind }}, was seen or recorded by {{ $labels.instance }}",
+            "Run `steward violations --breaches` for the evidence, keep the stores as they are, "
+            "and go by the breach's row in docs/violations.md.",
         ),
         *(
             Alert(
@@ -138,6 +140,11 @@ def alerts() -> list[Alert]:
             "Split by `evidence`: C and D without A or B mean lost beats, so load or network.",
         ),
     ]
+
+
+def _grew(counter: str) -> str:
+    """Whether a counter grew within ten minutes, or began to exist."""
+    return f"(({counter} unless {counter} offset 10m) > 0) or (increase({counter}[10m]) > 0)"
 
 
 _ABSENT = {

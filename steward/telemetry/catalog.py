@@ -36,14 +36,14 @@ class ServiceMetrics:
         )
         self.refusals = Counter(
             "steward_refusals_total",
-            "Guards that worked: stale appends, forged placements, direct constructions.",
+            "Guards of this process that worked: stale appends, forged placements.",
             ["kind"],
             registry=registry,
         )
         self.breaches = Counter(
             "steward_breaches_total",
-            "Invariants seen broken. Must stay zero.",
-            ["invariant"],
+            "Invariants seen broken by this process. Must stay zero.",
+            ["kind"],
             registry=registry,
         )
 
@@ -70,6 +70,12 @@ class RegistryMetrics(ServiceMetrics):
             "steward_registry_fences_total",
             "Node incarnations fenced, by evidence class A to E.",
             ["evidence"],
+            registry=registry,
+        )
+        self.violations = Counter(
+            "steward_registry_violations_total",
+            "Violations recorded, by severity (refusal, breach) and kind; breaches must stay zero.",
+            ["severity", "kind"],
             registry=registry,
         )
         self.commit_seconds = Histogram(
@@ -116,6 +122,12 @@ class AgentMetrics(ServiceMetrics):
             "steward_agent_failover_gap_seconds",
             "Time in which a user had no live manager, as the new one sees it.",
             buckets=SLOW,
+            registry=registry,
+        )
+        self.handoff_gap_seconds = Histogram(
+            "steward_agent_handoff_gap_seconds",
+            "Time in which a user had no live manager in a planned move, as the new one sees it.",
+            buckets=FAST,
             registry=registry,
         )
         self.abandoned_runs = Counter(

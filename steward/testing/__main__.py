@@ -1,35 +1,56 @@
 """`python -m steward.testing --seed S --count N`: play N seeds from S on, with a progress line.
 
 A seed that breaks an invariant is printed with the one line that plays it again; exit code 1.
+`--trace` prints the last steps of such a seed too. `--without GUARD` plays with one guard of the
+protocol missing, `--list` names the guards.
 """
 
 import argparse
 import sys
 import time
+from collections import Counter
 
-from steward.testing.invariants import InvariantBroken
-from steward.testing.simulation import Simulation
+from steward.testing.invariants import NAMES, InvariantBroken
+from steward.testing.mutations import GUARDS
+from steward.testing.simulation import Parts, Simulation
+
+TRACED_STEPS = 60
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m steward.testing", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="first seed")
     parser.add_argument("--count", type=int, default=100, help="how many seeds")
+    parser.add_argument("--without", choices=list(GUARDS), help="play with this guard missing")
+    parser.add_argument("--list", action="store_true", help="print the guards, and end")
+    parser.add_argument("--trace", action="store_true", help="print what led to a break")
     arguments = parser.parse_args()
-    started, steps, broken = time.monotonic(), 0, 0
+    if arguments.list:
+        for name, guard in GUARDS.items():
+            print(f"{name:<24} {guard.text}")
+        return 0
+    parts = GUARDS[arguments.without].parts if arguments.without else Parts()
+    started, steps = time.process_time(), 0
+    broken: Counter[str] = Counter()
+    checks: Counter[str] = Counter(dict.fromkeys(NAMES, 0))
     for number in range(arguments.count):
-        simulation = Simulation(arguments.seed + number)
+        simulation = Simulation(arguments.seed + number, parts=parts)
         try:
             simulation.run()
         except InvariantBroken as found:
-            broken += 1
-            print(f"\n{found}\n  again: make simulate SEED={simulation.seed} N=1")
+            broken[found.name] += 1
+            without = f" WITHOUT={arguments.without}" if arguments.without else ""
+            print(f"\n{found}\n  again: {simulation.again()}{without}\n  {simulation.faults}")
+            if arguments.trace:
+                print("\n".join(simulation.world.notes(TRACED_STEPS)))
         steps += simulation.world.steps
-        took_s = time.monotonic() - started
+        checks += simulation.invariants.counts
+        took_s = max(time.process_time() - started, 0.001)
         line = f"{number + 1}/{arguments.count} seeds, {steps:,} steps, {steps / took_s:,.0f}/s"
-        print(f"\r{line}, {broken} broken", end="", file=sys.stderr)
-    print(file=sys.stderr)
-    print(f"{arguments.count} seeds, {steps} steps, {broken} broken")
+        if sys.stderr.isatty():
+            print(f"\r{line}, {broken.total()} broken", end="", file=sys.stderr)
+    print(f"{line}, {broken.total()} broken {dict(broken) or ''}")
+    print("checks:", ", ".join(f"{name} {checks[name]:,}" for name in NAMES))
     return 1 if broken else 0
 
 

@@ -32,10 +32,12 @@ from registry_service.core.registry import Registry
 from registry_service.core.transactions import NodeClaim
 from registry_service.driver import RegistryDriver
 from registry_service.store.port import LedgerRow, PlacementStore
+from registry_service.store.violation_table import ViolationRow
 from steward.agent.loading import load_agents
 from steward.errors import Reason, StewardError
 from steward.model.keys import EdgeId, Epoch, NodeId, NodeIncarnation, RunId, ThreadId, UserKey
 from steward.model.placement import Placement
+from steward.model.violations import Violation
 from steward.runtime.clock import boot_ms
 from steward.telemetry.catalog import AgentMetrics, RegistryMetrics
 from steward.telemetry.tracing import Tracing
@@ -83,11 +85,13 @@ class NodeUnderTest:
         self.address = f"{name}:1"
         self.metrics = AgentMetrics(CollectorRegistry())
         self._driver = cluster.driver
+        self._log = log
+        self._telling: asyncio.Future[None] | None = None
         catalog = load_agents(agents)
         policy = policy or ManagerPolicy(
-            tuple(AgentPolicy(spec.name, spec.overlap) for spec in catalog.agents)
+            tuple(AgentPolicy(spec.name, spec.overlap, spec.on_crash) for spec in catalog.agents)
         )
-        self.host = ManagerHost(log, self, policy, self.metrics, cluster.tracing)
+        self.host = ManagerHost(log, self, policy, self.metrics, cluster.tracing, self)
         self._agents = AgentLoop(catalog, self.host.verbs, self.metrics)
         self.host.run_on(self._agents)
         self._agents.start()
@@ -110,6 +114,9 @@ class NodeUnderTest:
 
     async def stop(self) -> None:
         self._constructions.close()
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
         await self.host.close()
         await self._agents.stop(0.2)
 
@@ -126,13 +133,25 @@ class NodeUnderTest:
                 incarnation = NodeIncarnation(self.name, node_rev)
                 self.host.joined(incarnation)
                 self._joined.set_result(incarnation)
-            case tell.PlacementsGranted(placements) if self.pushes:
-                self.host.granted(placements)
+            case tell.PlacementsGranted(placements, activate) if self.pushes:
+                self.host.granted(placements, activate)
+            case tell.HandOffUsers(users, cause):
+                self.host.hand_off(users, cause)
+            case tell.EvictManagers(users):
+                self.host.evict(users)
+            case tell.ClusterMembers(node_ids):
+                self.host.members(node_ids)
+            case tell.AskLogHead():
+                self._telling = asyncio.ensure_future(self._tell_log_head())
             case tell.PlacementsConfirmed(request_id, placements):
                 found = self._confirming.pop(request_id)
                 found.set_result(placements[0] if placements else None)
             case _:
                 pass
+
+    async def _tell_log_head(self) -> None:
+        summary = await self._log.describe()
+        self.report_log_head(Epoch(summary.largest_fence))
 
     def end(self) -> None:
         """The registry has nothing more to say."""
@@ -146,11 +165,24 @@ class NodeUnderTest:
         self._driver.submit(ask.ConfirmPlacements(self._peer, number, (user,)))
         return await asyncio.wait_for(found, DEADLINE_S)
 
-    def release(self, user: UserKey, epoch: Epoch, cause: str) -> None:
-        release = ask.Release(user, epoch, cause)
+    def release(
+        self,
+        user: UserKey,
+        epoch: Epoch,
+        cause: str,
+        handoff: bool = False,
+        activate: bool = False,
+    ) -> None:
+        release = ask.Release(user, epoch, cause, handoff, activate)
         self._driver.submit(ask.ReleasePlacements(self._peer, next(self._requests), (release,)))
 
-    def report_refusal(self, kind: str, user: UserKey | None, epoch: Epoch, evidence: str) -> None:
+    def report_log_head(self, fence: Epoch) -> None:
+        self._driver.submit(ask.ReportLogHead(self._peer, fence))
+
+    def report(self, violation: Violation) -> None:
+        kind = violation.kind.value
+        self.metrics.refusals.labels(kind=kind).inc()
+        user, epoch, evidence = violation.user, violation.epoch, violation.evidence
         self._driver.submit(ask.ReportRefusal(self._peer, kind, user, epoch, evidence, ""))
 
 
@@ -175,6 +207,9 @@ class EdgeProbe:
         self.answers: dict[UserKey, list[Answered]] = {}
         self.lost: dict[UserKey, list[tuple[Epoch, Reason, Epoch]]] = {}
         self.placements: dict[UserKey, Placement] = {}
+        self.taken: dict[UserKey, list[str]] = {}
+        self.aborted = 0
+        """How many nodes have ended their stream at once, since they were over."""
 
     def events(self, user: UserKey) -> list[dict[str, Any]]:
         return [orjson.loads(payload) for payload in self.payloads.get(user, [])]
@@ -247,6 +282,12 @@ class EdgeProbe:
 
     def manager_lost(self, user: UserKey, epoch: Epoch, reason: Reason, known: Epoch) -> None:
         self.lost.setdefault(user, []).append((epoch, reason, known))
+
+    def client_taken(self, user: UserKey, epoch: Epoch, client_id: str) -> None:
+        self.taken.setdefault(user, []).append(client_id)
+
+    def abort(self) -> None:
+        self.aborted += 1
 
 
 class InProcessCluster:
@@ -322,11 +363,33 @@ class InProcessCluster:
         """Tell the registry that a node's process was reaped. The node itself does not hear it."""
         await self._ask(lambda peer: ask.ReportDeath(peer, node.name, 0, "reaped by a test"))
 
+    async def move(self, user: UserKey, node: NodeUnderTest | None = None) -> Placement:
+        """A planned move, to this node or any other. Raises StewardError."""
+        node_id = node.name if node is not None else NodeId("")
+        moved = await self._ask(lambda peer: ask.MoveUser(peer, user, node_id))
+        if not isinstance(moved, tell.UserMoved):
+            assert isinstance(moved, tell.Refused), moved
+            raise StewardError(moved.reason, moved.message)
+        return moved.placement
+
+    async def drain(self, node: NodeUnderTest) -> None:
+        """Have the registry move every user away from a node; returns when it is recorded."""
+        await self._ask(lambda peer: ask.DrainNode(peer, node.name))
+
+    async def evict(self, user: UserKey, cause: str = "by a test") -> None:
+        """Have the registry evict a user; returns when its placement is over."""
+        await self._ask(lambda peer: ask.EvictUser(peer, user, cause))
+
     async def ledger(self, kind: str = "", user: UserKey | None = None) -> list[LedgerRow]:
         """Rows of the ledger, oldest first, after what was submitted until now is stored."""
         await self._ask(lambda peer: ask.FindPlacement(peer, UserKey("nobody", "nobody")))
         rows = await self.store.ledger(user, 10_000)
         return [row for row in reversed(rows) if kind in ("", row.kind)]
+
+    async def violations(self) -> list[ViolationRow]:
+        """What is recorded as a refusal or breach, oldest first, of all submitted until now."""
+        await self._ask(lambda peer: ask.FindPlacement(peer, UserKey("nobody", "nobody")))
+        return await self.store.violations(0, 10_000)
 
     async def _ask(self, command: Callable[[PeerId], ask.Command]) -> tell.Message:
         call = _Call()

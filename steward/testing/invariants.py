@@ -1,97 +1,251 @@
 """The invariants of ownership, checked on what one step changed.
 
-Each check has the name of the invariant in the ownership protocol. A broken one raises
-`InvariantBroken` with what was seen, so that a seed stops at the step that broke it.
+Each check has the name of the invariant in the ownership protocol, and is counted, so that
+a check that never ran is seen. A broken one raises `InvariantBroken` with what was
+seen: a seed stops at the step that broke it. This part knows what everybody did and
+what no process can know; none of it is told back to the processes.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import orjson
 
-from agent_service.core.journal import Append
+from agent_service.core.journal import Append, RecordKind, Seal, Sealed
+from registry_service.core.transactions import StoreOperation
+from steward.client.checks import StreamChecker
 from steward.model.keys import Epoch, NodeIncarnation, UserKey
 from steward.model.placement import Placement
 
+NAMES = ("S", "I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "X", "order", "L1")
+
 
 class InvariantBroken(AssertionError):
-    """An invariant was seen broken."""
+    """An invariant was seen broken. `name` is that of the protocol."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(f"{name}: {text}")
+        self.name = name
 
 
 class Invariants:
     """What was seen so far, and the checks against it."""
 
     def __init__(self) -> None:
-        self.checked = 0
+        # Clients that were sent back to the start by an edge that lagged.
+        self.resets = 0
+        self.counts: Counter[str] = Counter(dict.fromkeys(NAMES, 0))
         self._log: dict[UserKey, list[bytes]] = {}
+        self._checkers: dict[UserKey, StreamChecker] = {}
         self._log_epoch: dict[UserKey, int] = {}
         self._sealed: dict[UserKey, Epoch] = {}
-        self._holder: dict[tuple[UserKey, Epoch], NodeIncarnation] = {}
-        self._placed: dict[UserKey, Epoch] = {}
-        self._shown: dict[tuple[str, UserKey], int] = {}
-        self._shown_epoch: dict[tuple[str, UserKey], int] = {}
+        self._activations: dict[tuple[UserKey, Epoch], str] = {}
+        self._open_runs: dict[UserKey, set[str]] = {}
+        # When a call was announced under which epoch.
+        self._intents: dict[tuple[UserKey, str], int] = {}
+        self._placements: dict[tuple[UserKey, Epoch], Placement] = {}
+        self._newest: dict[UserKey, Epoch] = {}
+        self._nonces: dict[tuple[int, NodeIncarnation], str] = {}
+        self._shown: dict[str, int] = {}
+        self._heard: dict[tuple[str, UserKey], int] = {}
+        self._fenced: dict[str, str] = {}
+        self._over: dict[tuple[str, UserKey, Epoch], str] = {}
+        self._executing: dict[UserKey, dict[Epoch, Callable[[], bool]]] = {}
 
-    def sealed(self, user: UserKey, epoch: Epoch) -> None:
-        """The log took a seal: from now on this epoch alone is effective."""
-        self.checked += 1
-        if epoch < self._sealed.get(user, 0):
-            raise InvariantBroken(f"I1: {user} was sealed at {self._sealed[user]}, then at {epoch}")
+    def require(self, name: str, holds: bool, text: str, *arguments: object) -> None:
+        """One check. `text` is a format string: it is only made when the check fails."""
+        self.counts[name] += 1
+        if not holds:
+            raise InvariantBroken(name, text.format(*arguments))
+
+    # ---- the log
+
+    def sealed(self, seal: Seal, outcome: Sealed) -> None:
+        """The log took a seal: from now on this epoch and this activation alone are effective."""
+        user, epoch = seal.user, seal.epoch
+        last = self._sealed.get(user, Epoch(0))
+        self.require("I1", epoch >= last, "{} was sealed at {}, then at {}", user, last, epoch)
         self._sealed[user] = epoch
+        first = self._activations.setdefault((user, epoch), seal.activation)
+        self.require(
+            "S", first == seal.activation, "{}: two managers were sealed under {}", user, epoch
+        )
+        granted = (user, epoch) in self._placements
+        self.require("I8", granted, "{} was sealed under {}, which was not granted", user, epoch)
+        head = len(self._log.get(user, ()))
+        seen = outcome.next_sequence - 1
+        self.require(
+            "I3", seen == head, "{}: a seal under {} saw {} of {} events", user, epoch, seen, head
+        )
 
     def stored(self, append: Append, before: int) -> None:
         """The log took an append whose stream had `before` events."""
-        self.checked += 1
-        user = append.user
-        if append.epoch != self._sealed.get(user):
-            effective = self._sealed.get(user)
-            raise InvariantBroken(f"S: {user} wrote under {append.epoch}, {effective} is sealed")
+        user, epoch = append.user, append.epoch
+        sealed = self._sealed.get(user)
+        self.require("S", epoch == sealed, "{} wrote under {}, {} is sealed", user, epoch, sealed)
         last = self._log_epoch.get(user, 0)
-        if append.epoch < last:
-            raise InvariantBroken(f"I1: {user} wrote under {append.epoch} after {last}")
-        self._log_epoch[user] = append.epoch
+        self.require("I1", epoch >= last, "{} wrote under {} after {}", user, epoch, last)
+        self._log_epoch[user] = epoch
         stream = self._log.setdefault(user, [])
-        if before != len(stream):
-            raise InvariantBroken(f"I3: {user} has {before} events, {len(stream)} were written")
-        for event in append.events:
-            stream.append(event.payload)
-            sequence = orjson.loads(event.payload)["sequence"]
-            if sequence != len(stream):
-                raise InvariantBroken(f"I3: {user} event {sequence} is number {len(stream)}")
+        expected = append.expected_sequence - 1
+        seen = expected == before == len(stream)
+        text = "{} wrote behind {} of {} events"
+        self.require("I3", seen, text, user, expected, len(stream))
+        checker = self._checkers.setdefault(user, StreamChecker())
+        for stored in append.events:
+            stream.append(stored.payload)
+            event = orjson.loads(stored.payload)
+            sequence = event["sequence"]
+            text = "{}: event {} is number {}"
+            self.require("I3", sequence == len(stream), text, user, sequence, len(stream))
+            self._count_run(user, event)
+            checker.see(event)
+            findings = checker.findings
+            self.require("order", not findings, "{}: {}", user, findings and findings[0])
+        for record in append.records:
+            if record.kind is RecordKind.CALL and not record.deleted:
+                self._intents[user, record.key] = epoch
 
-    def granted(self, placement: Placement) -> None:
-        """A node was told that a user is placed on it."""
-        self.checked += 1
-        key = (placement.user, placement.epoch)
-        holder = self._holder.setdefault(key, placement.incarnation)
-        if holder != placement.incarnation:
-            raise InvariantBroken(f"I2: {key} is on {holder} and on {placement.incarnation}")
-        last = self._placed.get(placement.user, Epoch(0))
-        self._placed[placement.user] = max(last, placement.epoch)
+    def _count_run(self, user: UserKey, event: dict[str, Any]) -> None:
+        match event["type"]:
+            case "user_message":
+                self._open_runs.setdefault(user, set()).add(event["run_id"])
+            case "agent_completed":
+                self._open_runs[user].discard(event["run_id"])
+            case _:
+                pass
 
-    def created(self, placement: Placement) -> None:
-        """The registry made a new placement."""
-        self.checked += 1
-        last = self._placed.get(placement.user, Epoch(0))
-        if placement.epoch <= last:
-            raise InvariantBroken(f"I7: {placement.user} got {placement.epoch} after {last}")
-        self.granted(placement)
+    def refused(self, user: UserKey, changed: bool) -> None:
+        """The log refused an operation, or had done it before: nothing may have changed."""
+        self.require("I10", not changed, "{} was changed by what the log refused", user)
 
-    def shown(
-        self, client: str, user: UserKey, epoch: Epoch, first: int, payloads: Sequence[bytes]
+    # ---- the placement store
+
+    def joined(self, generation: int, incarnation: NodeIncarnation, nonce: str) -> None:
+        """A process was made a node. Its `node_rev` may come again after a restore only."""
+        first = self._nonces.setdefault((generation, incarnation), nonce)
+        self.require("I2", first == nonce, "{} was two processes", incarnation)
+
+    def placed(
+        self,
+        operation: StoreOperation,
+        before: Placement | None,
+        before_alive: bool,
+        after: Placement | None,
+        after_usable: bool,
     ) -> None:
-        """A client was shown consecutive events, sent under `epoch`."""
-        self.checked += 1
-        key = (client, user)
+        """An operation of the store changed a user's placement.
+
+        `before_alive` says whether the placement that was there counted, `after_usable` whether the
+        new one's incarnation lives and takes users.
+        """
+        compared = before is not None and getattr(operation, "epoch", None) == before.epoch
+        if after is None:
+            text = "{} was removed by {}"
+            self.require("I8", compared, text, before, operation)
+            return
+        text = "{} was replaced by {}, though its node lives"
+        self.require("I8", compared or not before_alive, text, before, after)
+        text = "{} is on a node that is dead or draining"
+        self.require("I8", after_usable, text, after)
+        user, epoch = after.user, after.epoch
+        newest = self._newest.get(user, Epoch(0))
+        self.require("I7", epoch > newest, "{} got {} after {}", user, epoch, newest)
+        self._newest[user] = epoch
+        self._placements[user, epoch] = after
+
+    def resolved(self, placement: Placement, min_epoch: int) -> None:
+        """An edge or a node was told where a user is."""
+        known = self._placements.get((placement.user, placement.epoch))
+        self.require("I8", known is not None, "{} was not granted", placement)
+        self.require("I2", known == placement, "{} is also {}", placement, known)
+        text = "{} was answered to one who knows of {}"
+        self.require("I8", placement.epoch >= min_epoch, text, placement, min_epoch)
+
+    # ---- edges and clients
+
+    def heard(self, edge: str, user: UserKey, epoch: int) -> None:
+        """An edge took something of a manager (an attach, a delivery) as valid."""
+        last = self._heard.get((edge, user), 0)
+        text = "{} took something of {} under {} after {}"
+        self.require("I5", epoch >= last, text, edge, user, epoch, last)
+        self._heard[edge, user] = epoch
+
+    def began(self, client: str, user: UserKey, after: int, head: int) -> None:
+        """A connection of a client begins behind `after`; its edge knows of `head` events.
+
+        To go back to the start is right for an edge that has seen less than the client alone.
+        """
+        seen = self._shown.setdefault(client, 0)
+        reset = after == 0 and head < seen
+        self.resets += reset
+        text = "{} had {} of {}, its edge {}, and was set to {}"
+        self.require("I4", reset or after == seen, text, client, seen, user, head, after)
+        self._shown[client] = after
+
+    def shown(self, client: str, user: UserKey, first: int, payloads: Sequence[bytes]) -> None:
+        """A client was shown consecutive events of what it believes to be its user."""
         stream = self._log.get(user, [])
+        last = self._shown.get(client, 0)
         for sequence, payload in enumerate(payloads, first):
-            if sequence != self._shown.get(key, 0) + 1:
-                raise InvariantBroken(f"I4: {key} saw {sequence} after {self._shown.get(key, 0)}")
-            if sequence > len(stream) or stream[sequence - 1] != payload:
-                raise InvariantBroken(f"I4: {key} saw {sequence}, which is not what is stored")
-            self._shown[key] = sequence
-        if epoch < self._shown_epoch.get(key, 0):
-            raise InvariantBroken(f"I5: {key} heard {epoch} after {self._shown_epoch[key]}")
-        self._shown_epoch[key] = epoch
+            self.require("I4", sequence == last + 1, "{} saw {} after {}", client, sequence, last)
+            stored = sequence <= len(stream) and stream[sequence - 1] == payload
+            self.require("I4", stored, "{} saw {}, which is not stored", client, sequence)
+            last = sequence
+        self._shown[client] = last
+
+    # ---- managers, tools, nodes. `process` is one life of a node.
+
+    def tool_started(self, user: UserKey, epoch: Epoch, call_id: str) -> None:
+        intent = self._intents.get((user, call_id))
+        text = "{}: {} started under {}, its intent is under {}"
+        self.require("I6", intent == epoch, text, user, call_id, epoch, intent)
+
+    def knows_fenced(self, process: str, cause: str) -> None:
+        """A node process was told, or saw, that it is over."""
+        self._fenced.setdefault(process, cause)
+
+    def knows_over(self, process: str, user: UserKey, epoch: Epoch, cause: str) -> None:
+        """A node process knows that one of its managers is over."""
+        self._over.setdefault((process, user, epoch), cause)
+
+    def acted(self, process: str, user: UserKey, epoch: Epoch, what: str) -> None:
+        """A manager wrote, showed something, or started a run or a tool."""
+        cause = self._fenced.get(process)
+        text = "{} did {} for {} after it knew: {}"
+        self.require("I9", cause is None, text, process, what, user, cause)
+        cause = self._over.get((process, user, epoch))
+        text = "{} did {} for {} under {} after it knew: {}"
+        self.require("I9", cause is None, text, process, what, user, epoch, cause)
+        executing = self._executing.get(user)
+        if executing is not None and epoch in executing:
+            newest = max(executing)
+            text = "{} executes under {} while {} does"
+            self.require("X", epoch == newest, text, user, epoch, newest)
+
+    def executes(self, user: UserKey, epoch: Epoch, going_on: Callable[[], bool]) -> None:
+        """A manager of a strict tenant begins; `going_on` tells whether it still executes."""
+        executing = self._executing.setdefault(user, {})
+        for other, goes_on in executing.items():
+            text = "{} begins to execute under {} while {} does"
+            self.require("X", not goes_on(), text, user, epoch, other)
+        executing[epoch] = going_on
+
+    # ---- what others ask
 
     def events(self, user: UserKey) -> list[bytes]:
         """The stored events of a user, as they were written."""
         return self._log.get(user, [])
+
+    def open_runs(self, user: UserKey) -> set[str]:
+        """Runs of a user that have a message or a start, and no end."""
+        return self._open_runs.get(user, set())
+
+    def granted(self, user: UserKey) -> Epoch:
+        """The newest epoch that was handed out for a user."""
+        return self._newest.get(user, Epoch(0))
+
+    def largest(self) -> Epoch:
+        """The largest epoch that was handed out at all."""
+        return max(self._newest.values(), default=Epoch(0))

@@ -1,352 +1,219 @@
-"""A node process in the simulation: real grants and managers; host and agents are played."""
+"""A node process in the simulation: its session with the registry, its log stream, its life.
+
+It keeps the rules of `agent_service.uplink.registry`: joins with a nonce of its own, beats and
+renews, sends releases until they are answered, and ends itself when it is told that it
+is fenced, when it gets another incarnation, or when it stood still for longer than its
+lease. What it hosts is in `simulated_host`.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
-import orjson
-
-from agent_service.core.commands import ApplyVerbs, AttachEdge, FinishAppend, SubmitMessage
-from agent_service.core.commands import Command as ManagerCommand
-from agent_service.core.effects import (
-    AnswerAccepted,
-    AnswerAttached,
-    AnswerRefused,
-    Deliver,
-    EndManager,
-    StartRun,
-    StopRun,
-    WriteAppend,
-)
-from agent_service.core.effects import Effect as ManagerEffect
-from agent_service.core.grants import GrantBook, GrantRefused
-from agent_service.core.journal import (
-    Append,
-    AppendOutcome,
-    Fenced,
-    Seal,
-    SealOutcome,
-)
-from agent_service.core.manager import Manager
-from agent_service.host.activation import make_manager
+from agent_service.core.grants import GrantBook
 from registry_service.core import commands as to_registry
 from registry_service.core import effects as from_registry
-from registry_service.core.config import RegistryConfig
 from registry_service.core.transactions import NodeClaim
 from steward.errors import Reason
 from steward.model.keys import Epoch, NodeId, NodeIncarnation, UserKey
 from steward.model.placement import Placement
-from steward.model.verbs import EmitEvent, EventType, FinishRun, Outcome, RunKey, Verb
-from steward.testing.faults import EDGE, POLICY, TRACE, WALL_MS
-from steward.testing.simulated_log import SimulatedLog
-from steward.testing.simulated_registry import SimulatedRegistry
+from steward.testing.faults import Faults
+from steward.testing.invariants import Invariants
+from steward.testing.simulated_host import SimulatedHost
+from steward.testing.simulated_log import LogUplink, SimulatedLog
+from steward.testing.simulated_network import End, Network, Process, Uplink
+from steward.testing.simulated_registry import Say, SimulatedRegistry
 from steward.testing.world import World
 
-
-@dataclass(slots=True)
-class _Hosted:
-    """A manager on a played node."""
-
-    manager: Manager
-    waiting: Append | None = None
+CONFIRM_MS = 2_000
 
 
-class SimulatedNode:
-    """A node process: its grants, its managers, its agents. Killed, paused, and started again."""
+class SimulatedNode(Process):
+    """A node process. A supervisor starts it again when it has ended."""
 
     def __init__(
-        self, name: str, world: World, registry: SimulatedRegistry, log: SimulatedLog
+        self,
+        name: str,
+        world: World,
+        network: Network,
+        registry: SimulatedRegistry,
+        log: SimulatedLog,
+        host: Callable[["SimulatedNode"], SimulatedHost],
+        invariants: Invariants,
+        faults: Faults,
+        rate: int,
     ) -> None:
-        self.name = NodeId(name)
+        super().__init__(world, network, name, rate)
+        self.node_id = NodeId(name)
         self.address = f"{name}:1"
-        self._world = world
+        self.invariants = invariants
+        self.ended: Callable[[SimulatedNode, str], None] = lambda *_: None
         self._registry = registry
-        self._log = log
-        self.alive = False
-        self.life = 0
+        self.log_process = log
+        self._make_host = host
+        self._faults = faults
+
+    # ---- life
+
+    def begin(self) -> None:
+        self.process = f"{self.name}/{self.life}"
+        self.pid = self.life * 100 + int(self.name[-1])
         self.incarnation: NodeIncarnation | None = None
-        self._paused_until = 0
-        self._last_tick_ms = 0
-        self._edge: Callable[[NodeIncarnation, str, object], None] = lambda *_: None
-        self.broke: Callable[[SimulatedNode, NodeIncarnation | None], None] = lambda *_: None
-        self._hosted: dict[UserKey, _Hosted] = {}
-        log.listeners.append(lambda: self.later(self._resend))
-        registry.restarted.append(lambda: self.later(self._join))
-        self.start()
-
-    def start(self) -> None:
-        self.life += 1
-        self.alive = True
-        self._nonce = f"{self.name}/{self.life}"
-        self.incarnation = None
-        self._book: GrantBook | None = None
-        self._peer: to_registry.PeerId | None = None
-        self._hosted = {}
-        self._making: dict[UserKey, list[AttachEdge]] = {}
-        self._stopped: set[RunKey] = set()
-        self._last_tick_ms = self._world.now_ms
-        self._join()
-        self._tick(self.life)
-
-    def kill(self) -> None:
-        """SIGKILL; the supervisor starts it again after a second."""
-        if not self.alive:
-            return
-        self.alive = False
-        incarnation, self.incarnation = self.incarnation, None
-        peer = self._peer
-        if peer is not None:
-            end = to_registry.CloseNodeSession(peer, to_registry.StreamEnd.RESET)
-            self._world.after(8, lambda: self._registry.tell(end))
-        self._world.after(8, lambda: self.broke(self, incarnation))
-        self._world.after(1_000, self.start)
-
-    def pause(self, for_ms: int) -> None:
-        """SIGSTOP: everything that reaches it waits, its own timers too."""
-        self._paused_until = max(self._paused_until, self._world.now_ms + for_ms)
-
-    def later(self, action: Callable[[], None], delay_ms: int = 0) -> None:
-        """Something for this process: lost if it died, late if it is paused."""
-        life = self.life
-
-        def arrive() -> None:
-            if life != self.life or not self.alive:
-                return
-            if self._world.now_ms < self._paused_until:
-                self._world.at(self._paused_until, arrive)
-            else:
-                action()
-
-        self._world.after(delay_ms, arrive)
-
-    def connect_edge(self, receive: Callable[[NodeIncarnation, str, object], None]) -> None:
-        self._edge = receive
-
-    def command(self, user: UserKey, epoch: Epoch, command: AttachEdge | SubmitMessage) -> None:
-        """What `ManagerHost.command` decides."""
-        hosted = self._hosted.get(user)
-        if hosted is not None and hosted.manager.epoch == epoch:
-            self._handle(hosted, command)
-        elif not isinstance(command, AttachEdge) or (
-            hosted is not None and epoch < hosted.manager.epoch
-        ):
-            self._answer(user, AnswerRefused(EDGE, command.command_id, Reason.EPOCH_STALE, ""))
-        elif user in self._making:
-            self._making[user].append(command)
-        else:
-            self._activate(user, epoch, command)
-
-    def _join(self) -> None:
-        claim = NodeClaim(self.name, "boot", self._nonce, self.address, capacity=10_000)
-        life = self.life
-        peer = self._registry.connect(
-            lambda message: (
-                self.later(lambda: self._receive(message)) if life == self.life else None
-            )
+        self.book: GrantBook | None = None
+        self.host = self._make_host(self)
+        self._in_session = False
+        self._sessions = 0
+        self._confirming: dict[int, Callable[[Placement | None], None]] = {}
+        self._confirmed_user: dict[int, UserKey] = {}
+        self._releases: dict[tuple[UserKey, Epoch], str] = {}
+        self._released: dict[int, list[tuple[UserKey, Epoch]]] = {}
+        self._requests = 0
+        self._last_tick_ms = self.clock.now()
+        self.log = LogUplink(self, self.log_process)
+        self._uplink = Uplink(
+            self,
+            lambda: (self._registry, "node"),
+            up=self._hello,
+            message=self._receive,
+            down=self._down,
         )
-        self._peer = peer
-        self._registry.tell(to_registry.OpenNodeSession(peer, claim))
+
+    def crash(self, *, silent: bool = False) -> None:
+        if self.alive:
+            super().crash(silent=silent)
+            self.ended(self, "machine" if silent else "process")
+
+    def fence(self, cause: str) -> None:
+        """This process knows that it is over: it ends, and with it every manager (P11)."""
+        self.invariants.knows_fenced(self.process, cause)
+        self.crash()
+
+    # ---- the session with the registry
+
+    def tell(self, say: Say) -> bool:
+        return self._in_session and self._uplink.send(say)
+
+    def _hello(self) -> None:
+        claim = NodeClaim(
+            self.node_id, "boot", self.process, self.address, capacity=10_000, pid=self.pid
+        )
+        self._uplink.send(lambda peer: to_registry.OpenNodeSession(peer, claim))
+
+    def _down(self) -> None:
+        self._in_session = False
+        for answer in list(self._confirming.values()):
+            answer(None)
+        self._confirming.clear()
 
     def _receive(self, message: from_registry.Message) -> None:
         match message:
-            case from_registry.NodeWelcome(node_rev):
-                incarnation = NodeIncarnation(self.name, node_rev)
-                if self._book is None:
-                    self.incarnation = incarnation
-                    self._book = GrantBook(incarnation)
-                elif incarnation != self.incarnation:
-                    self.kill()
+            case from_registry.NodeWelcome(node_rev, ttl_ms, beat_ms):
+                self._welcome(NodeIncarnation(self.node_id, node_rev), ttl_ms, beat_ms)
             case from_registry.PlacementsGranted(placements):
-                for placement in placements:
-                    self._learn(placement)
-            case from_registry.PlacementsConfirmed(_, placements):
-                for placement in placements:
-                    self._learn(placement)
-            case from_registry.NodeFenced():
-                self.kill()
-            case from_registry.Refused(reason):
-                if reason is Reason.NODE_ID_IN_USE:
-                    self.later(self._join, 200)
-                else:
-                    self.kill()
+                self.host.granted(placements)
+            case from_registry.PlacementsConfirmed(request_id, placements):
+                answer = self._confirming.pop(request_id, None)
+                user = self._confirmed_user.pop(request_id, None)
+                if answer is not None:
+                    answer(next((p for p in placements if p.user == user), None))
+            case from_registry.PlacementsReleased(request_id):
+                for key in self._released.pop(request_id, ()):
+                    self._releases.pop(key, None)
+            case from_registry.NodeFenced(_, cause):
+                self.fence(cause)
+            case from_registry.Refused(reason) if reason is not Reason.NODE_ID_IN_USE:
+                self.fence("the registry refuses this process")
             case _:
                 pass
 
-    def _learn(self, placement: Placement) -> None:
-        if self._book is None:
+    def _welcome(self, incarnation: NodeIncarnation, ttl_ms: int, beat_ms: int) -> None:
+        if self.incarnation is None:
+            self.incarnation = incarnation
+            self.book = GrantBook(incarnation)
+        elif incarnation != self.incarnation:
+            self.fence("the registry gave this process another incarnation")
             return
-        self._book.learn(placement)
-        hosted = self._hosted.get(placement.user)
-        if hosted is not None and hosted.manager.epoch < placement.epoch:
-            self._end(hosted)
+        self._uplink.settled()
+        self._in_session = True
+        self._sessions += 1
+        self._last_tick_ms = self.clock.now()
+        self._released.clear()
+        self._send_releases(list(self._releases))
+        self._tick(self._sessions, ttl_ms, beat_ms, 0)
 
-    def _activate(self, user: UserKey, epoch: Epoch, command: AttachEdge) -> None:
-        refused = AnswerRefused(EDGE, command.command_id, Reason.PLACEMENT_UNKNOWN, "")
-        if self._book is None:
-            self._answer(user, refused)
+    def _tick(self, session: int, ttl_ms: int, beat_ms: int, ticks: int) -> None:
+        if session != self._sessions or not self._in_session:
             return
-        try:
-            grant = self._book.take(user, epoch)
-        except GrantRefused:
-            if self._peer is not None:
-                self._registry.tell(to_registry.ConfirmPlacements(self._peer, 1, (user,)))
-            self._answer(user, refused)
-            return
-        self._making[user] = [command]
-        seal = Seal(user, epoch, f"{self._nonce}/{epoch}")
-
-        def sealed(outcome: SealOutcome) -> None:
-            waiting = self._making.pop(user, [])
-            if isinstance(outcome, Fenced):
-                self._release(user, epoch)
-                self._answer(user, refused)
+        now = self.clock.now()
+        stood_ms, self._last_tick_ms = now - self._last_tick_ms, now
+        if stood_ms > ttl_ms:
+            self.fence(f"stood still for {stood_ms} ms")
+            if not self.alive:
                 return
-            before = self._hosted.get(user)
-            if before is not None:
-                self._end(before)
-            hosted = _Hosted(make_manager(grant, outcome, POLICY))
-            self._hosted[user] = hosted
-            manager = hosted.manager
-            self._perform(hosted, manager.begin(self._world.now_ms, self._wall(), 1, TRACE))
-            for attach in waiting:
-                self._handle(hosted, attach)
+        self.tell(self.beat())
+        if ticks % (ttl_ms // 5 // beat_ms) == 0:
+            self.tell(lambda peer: to_registry.RenewLease(peer, ticks))
+        self.after(beat_ms, lambda: self._tick(session, ttl_ms, beat_ms, ticks + 1))
 
-        self._seal(user, seal, sealed)
+    def beat(self) -> Say:
+        managers, runs = len(self.host.live), self.host.open_runs
+        reached = self.log.connected
+        return lambda peer: to_registry.ReceiveBeat(peer, 0, managers, runs, reached)
 
-    def _seal(self, user: UserKey, seal: Seal, answer: Callable[[SealOutcome], None]) -> None:
-        """Send a seal, and the identical one again until it is answered."""
-        open_ = [True]
-
-        def arrived(outcome: SealOutcome) -> None:
-            if open_[0]:
-                open_[0] = False
-                answer(outcome)
-
-        def send() -> None:
-            if open_[0]:
-                self._log.seal(seal, lambda outcome: self.later(lambda: arrived(outcome)))
-                self.later(send, 500)
-
-        send()
-
-    def _handle(self, hosted: _Hosted, command: ManagerCommand) -> None:
-        effects = hosted.manager.handle(self._world.now_ms, command, self._wall())
-        self._perform(hosted, effects)
-
-    def _perform(self, hosted: _Hosted, effects: list[ManagerEffect]) -> None:
-        user = hosted.manager.user
-        for effect in effects:
-            match effect:
-                case WriteAppend(append):
-                    hosted.waiting = append
-                    self._append(hosted, append)
-                case Deliver():
-                    self._answer(user, (hosted.manager.epoch, effect))
-                case AnswerAttached():
-                    self._answer(user, (hosted.manager.epoch, effect))
-                case AnswerAccepted() | AnswerRefused():
-                    self._answer(user, effect)
-                case StartRun():
-                    self._play(hosted, effect)
-                case StopRun(key):
-                    self._stopped.add(key)
-                case EndManager():
-                    self._drop(hosted)
-                case _:
-                    pass
-
-    def _append(self, hosted: _Hosted, append: Append) -> None:
-        def answered(outcome: AppendOutcome) -> None:
-            if hosted.waiting is append:
-                hosted.waiting = None
-                self._handle(hosted, FinishAppend(append.append_number, outcome))
-
-        self._log.append(append, lambda outcome: self.later(lambda: answered(outcome)))
-
-    def _resend(self) -> None:
-        for hosted in list(self._hosted.values()):
-            if hosted.waiting is not None:
-                self._append(hosted, hosted.waiting)
-
-    def _end(self, hosted: _Hosted) -> None:
-        hosted.manager.over = True
-        self._drop(hosted)
-
-    def _drop(self, hosted: _Hosted) -> None:
-        user, epoch = hosted.manager.user, hosted.manager.epoch
-        if self._hosted.get(user) is hosted:
-            del self._hosted[user]
-        hosted.waiting = None
-        if self._book is not None:
-            self._book.forget(user, epoch)
-        self._release(user, epoch)
-        self._answer(user, epoch)
-
-    def _release(self, user: UserKey, epoch: Epoch) -> None:
-        if self._peer is not None:
-            release = to_registry.Release(user, epoch, "over")
-            self._registry.tell(to_registry.ReleasePlacements(self._peer, 1, (release,)))
-
-    def _play(self, hosted: _Hosted, start: StartRun) -> None:
-        """An agent: a thought, a tool, some text, an end, each after its own time."""
-        key = start.key
-        tool: dict[str, object] = {
-            "tool_call_id": f"{key.run_id}.t.1",
-            "tool_name": "t",
-            "arguments": {},
-        }
-        done: dict[str, object] = {
-            **{name: tool[name] for name in ("tool_call_id", "tool_name")},
-            "success": True,
-            "result": 1,
-            "duration_ms": 1,
-        }
-        text: dict[str, object] = {"message_id": f"{key.run_id}.m1", "delta": "word "}
-        script: list[tuple[EventType, dict[str, object]]] = [
-            (EventType.AGENT_THINKING, {"thought": "hm", "delta": False}),
-            (EventType.TOOL_EXECUTING, tool),
-            (EventType.TOOL_COMPLETED, done),
-            *[(EventType.AGENT_TEXT, text)] * self._world.random.randint(1, 4),
-        ]
-        if self._world.random.random() < 0.2:
-            script = script[3:]  # An agent that never thinks.
-        verbs: list[Verb] = []
-        for number, (kind, data) in enumerate(script, 1):
-            call = str(data.get("tool_call_id", ""))
-            verbs.append(EmitEvent(key, number, kind, orjson.dumps(data), call))
-        end = orjson.dumps({"outcome": "success", "response": "word"})
-        verbs.append(FinishRun(key, len(verbs) + 1, Outcome.SUCCESS, end))
-        self._speak(hosted, verbs)
-
-    def _speak(self, hosted: _Hosted, verbs: list[Verb]) -> None:
-        if not verbs or verbs[0].key in self._stopped:
+    def confirm(self, user: UserKey, answer: Callable[[Placement | None], None]) -> None:
+        """Ask whether the registry placed `user` here; None when it can't be asked."""
+        self._requests += 1
+        number = self._requests
+        if not self.tell(lambda peer: to_registry.ConfirmPlacements(peer, number, (user,))):
+            answer(None)
             return
-        count = self._world.random.randint(1, 3)
+        self._confirming[number] = answer
+        self._confirmed_user[number] = user
 
-        def say() -> None:
-            self._handle(hosted, ApplyVerbs(tuple(verbs[:count])))
-            self._speak(hosted, verbs[count:])
+        def late() -> None:
+            if self._confirming.pop(number, None) is not None:
+                answer(None)
 
-        self.later(say, self._world.random.randint(0, 60))
+        self.after(CONFIRM_MS, late)
 
-    def _answer(self, user: UserKey, answer: object) -> None:
-        if self.incarnation is not None:
-            self._edge(self.incarnation, user.user, (user, answer))
+    def release(self, user: UserKey, epoch: Epoch, cause: str) -> None:
+        """Give a placement back; kept until the registry has answered."""
+        self._releases[user, epoch] = cause
+        self._send_releases([(user, epoch)])
 
-    def _tick(self, life: int) -> None:
-        def tick() -> None:
-            if life != self.life:
-                return
-            stood_ms = self._world.now_ms - self._last_tick_ms
-            self._last_tick_ms = self._world.now_ms
-            if stood_ms > RegistryConfig().ttl_ms:
-                self.kill()  # Whoever stood still for longer than its lease is over.
-                return
-            if self._peer is not None and self.incarnation is not None:
-                self._registry.tell(to_registry.ReceiveBeat(self._peer))
-                self._registry.tell(to_registry.RenewLease(self._peer, 1))
-            self.later(tick, 250)
+    def make_release(self, user: UserKey, epoch: Epoch, cause: str) -> to_registry.Release:
+        return to_registry.Release(user, epoch, cause)
 
-        self.later(tick, 250)
+    def _send_releases(self, keys: list[tuple[UserKey, Epoch]]) -> None:
+        if not keys:
+            return
+        self._requests += 1
+        number = self._requests
+        releases = tuple(self.make_release(u, e, self._releases[u, e]) for u, e in keys)
+        if self.tell(lambda peer: to_registry.ReleasePlacements(peer, number, releases)):
+            self._released[number] = keys
 
-    def _wall(self) -> int:
-        return WALL_MS + self._world.now_ms
+    # ---- edges
+
+    def accepted(self, end: End, hello: Any) -> None:
+        kind, wanted, edge = hello
+        if kind == "read":
+            self._read(end, *edge)
+        elif self.incarnation != wanted:
+            end.send(("stale",))
+            end.close()
+        else:
+            end.send(("welcome",))
+            self.host.edge_opened(end)
+
+    def _read(self, end: End, user: UserKey, after: int, until: int) -> None:
+        """A page for a client that catches up: from the log, if this node reaches it."""
+        if not self.log.connected:
+            end.close()
+            return
+
+        def answer() -> None:
+            if self.log_process.alive and self.log.connected:
+                end.send(self.log_process.read(user, after, until))
+            end.close()
+
+        self.after(self.network.delay() * 2, answer)

@@ -1,4 +1,9 @@
-"""The registry process in the simulation: the real machine over a disk that outlives it."""
+"""The registry process in the simulation: the real machine over a disk that outlives it.
+
+The driver keeps the rules of `registry_service.driver`: commands one by one, effects in order, a
+timer for the next deadline. The store answers late, not at all, or after its caller has given
+up; then the machine is told that the result is unknown, whatever becomes of it.
+"""
 
 from collections.abc import Callable
 
@@ -6,114 +11,157 @@ from registry_service.core import commands as to_registry
 from registry_service.core import effects as from_registry
 from registry_service.core.config import RegistryConfig
 from registry_service.core.registry import Registry
-from registry_service.core.transactions import Committed as StoreCommitted
-from registry_service.core.transactions import Unknown, UserPlaced
+from registry_service.core.transactions import Outcome, StoreOperation
 from registry_service.store.memory import MemoryDisk
-from steward.testing.faults import WALL_MS, Faults
+from steward.model.placement import Placement
+from steward.testing.faults import Faults
 from steward.testing.invariants import Invariants
-from steward.testing.world import Link, World
+from steward.testing.simulated_network import End, Network, Process
+from steward.testing.simulated_store import SimulatedStore
+from steward.testing.world import World
+
+Say = Callable[[to_registry.PeerId], to_registry.Command]
+"""A message to the registry: the sender does not know the number that it has there."""
 
 
-class SimulatedRegistry:
-    """The registry process over its disk. Peers are numbers; what is sent to a lost one is lost."""
+class SimulatedRegistry(Process):
+    """The registry process. Streams are opened with "node", "edge" or "operator"."""
 
-    def __init__(self, world: World, invariants: Invariants, faults: Faults) -> None:
-        self._world = world
-        self._invariants = invariants
-        self._faults = faults
-        self._disk = MemoryDisk(lambda: WALL_MS + world.now_ms)
-        self._peers = 0
-        self._life = 0
-        self._receivers: dict[to_registry.PeerId, Callable[[from_registry.Message], None]] = {}
-        self._links: dict[to_registry.PeerId, Link] = {}
-        self.dial: Callable[[str], to_registry.DialOutcome] = lambda _: (
-            to_registry.DialOutcome.ACCEPTED
-        )
-        self.restarted: list[Callable[[], None]] = []
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        disk: MemoryDisk,
+        store: Callable[..., SimulatedStore],
+        invariants: Invariants,
+        faults: Faults,
+        rate: int,
+    ) -> None:
+        super().__init__(world, network, "registry", rate)
+        self.config = RegistryConfig()
+        self.disk = disk
+        self.store = store(world, network, disk, faults)
         self.fences = 0
-        self._start()
+        self._invariants = invariants
+        self._peers = 0
+        # What each edge asked for last, for the checks: nobody else looks at it.
+        self._asked: dict[tuple[to_registry.PeerId, int], to_registry.ResolveManagers] = {}
+        self.dial: Callable[[str], to_registry.DialOutcome | None] = lambda _: None
 
-    def connect(self, receive: Callable[[from_registry.Message], None]) -> to_registry.PeerId:
-        self._peers += 1
-        peer = to_registry.PeerId(self._peers)
-        self._receivers[peer] = receive
-        self._links[peer] = Link(self._world, 0, 8)
-        return peer
-
-    def tell(self, command: to_registry.Command) -> None:
-        """A command on its way; lost when the registry restarts meanwhile."""
-        life = self._life
-        self._world.after(
-            self._world.random.randint(0, 6), self._while(life, lambda: self._handle(command))
-        )
-
-    def restart(self) -> None:
-        self._receivers.clear()
-        self._start()
-        for reconnect in self.restarted:
-            self._world.after(self._world.random.randint(50, 400), reconnect)
-
-    def _while(self, life: int, action: Callable[[], None]) -> Callable[[], None]:
-        """`action`, unless the process was restarted before it happens."""
-        return lambda: action() if life == self._life else None
-
-    def _start(self) -> None:
-        self._life += 1
-        self._machine = Registry(RegistryConfig())
-        self._term, view = self._disk.open()
+    def begin(self) -> None:
+        self._ends: dict[to_registry.PeerId, End] = {}
+        self._asked.clear()
+        self._timer: int | None = None
+        self._machine = Registry(self.config)
+        self._term, view = self.store.open()
         self._handle(to_registry.Recover(view))
 
-    def _handle(self, command: to_registry.Command) -> None:
-        for effect in self._machine.handle(self._world.now_ms, command):
-            self._perform(effect)
-        deadline = self._machine.next_deadline()
-        if deadline is not None:
-            life = self._life
-            self._world.at(deadline, lambda: self._tick(life))
+    def accepted(self, end: End, hello: str) -> None:
+        self._peers += 1
+        peer = to_registry.PeerId(self._peers)
+        self._ends[peer] = end
+        end.on_message = lambda say: self._told(say(peer))
+        end.on_end = lambda: self._lost(peer, hello)
 
-    def _tick(self, life: int) -> None:
+    def _lost(self, peer: to_registry.PeerId, hello: str) -> None:
+        self._ends.pop(peer, None)
+        if hello == "node":
+            self._handle(to_registry.CloseNodeSession(peer, to_registry.StreamEnd.RESET))
+        elif hello == "edge":
+            self._handle(to_registry.CloseEdgeSession(peer))
+
+    def _told(self, command: to_registry.Command) -> None:
+        if isinstance(command, to_registry.ResolveManagers):
+            self._asked[command.peer, command.request_id] = command
+        self._handle(command)
+
+    def _handle(self, command: to_registry.Command) -> None:
+        life = self.life
+        for effect in self._machine.handle(self.clock.now(), command):
+            self._perform(effect)
+            if life != self.life:
+                return
         deadline = self._machine.next_deadline()
-        if life == self._life and deadline is not None and deadline <= self._world.now_ms:
+        if deadline is not None and (self._timer is None or deadline < self._timer):
+            self._timer = deadline
+            self.after(max(deadline - self.clock.now(), 0), lambda: self._tick(deadline))
+
+    def _tick(self, due: int) -> None:
+        if self._timer == due:
+            self._timer = None
             self._handle(to_registry.Tick())
 
     def _perform(self, effect: from_registry.Effect) -> None:
-        life = self._life
         match effect:
             case from_registry.Commit():
-                self._world.after(
-                    self._world.random.randint(0, 5), lambda: self._commit(life, effect)
-                )
+                self._commit(effect.transaction, effect.operations)
             case from_registry.Send(peer, message):
-                receiver = self._receivers.get(peer)
-                if receiver is not None:
-                    self._links[peer].send(self._while(life, lambda: receiver(message)))
+                end = self._ends.get(peer)
+                if end is not None:
+                    self._check(peer, message)
+                    end.send(message)
+                    if isinstance(message, from_registry.Refused):
+                        self._close(peer)
             case from_registry.Close(peer):
-                self._receivers.pop(peer, None)
+                self._close(peer)
             case from_registry.Dial(dial, address):
-                outcome = self.dial(address)
-                self._world.after(
-                    2,
-                    self._while(life, lambda: self._handle(to_registry.FinishDial(dial, outcome))),
-                )
-            case from_registry.NodeLost():
+                self._dial(dial, address)
+            case from_registry.Halt(cause):
+                self.world.note("registry: must end: {}", cause)
+                self.crash()
+                self.world.after(300, self.start)
+            case from_registry.NodeLost(incarnation, cause):
                 self.fences += 1
+                self.world.note("registry: {} is fenced: {}", incarnation, cause)
             case _:
                 pass
 
-    def _commit(self, life: int, effect: from_registry.Commit) -> None:
-        luck = self._world.random.random()
-        lost = luck < self._faults.unknown_store_result
-        if life != self._life or (lost and luck < self._faults.unknown_store_result / 2):
-            outcome: object = Unknown()  # It never got there.
-        else:
-            outcome = self._disk.apply(self._term, effect.operations)
-            if isinstance(outcome, StoreCommitted):
-                for result in outcome.results:
-                    if isinstance(result, UserPlaced) and result.created:
-                        self._invariants.created(result.placement)
-            if lost:
-                outcome = Unknown()  # It was done, and the answer is lost.
-        if life == self._life:
-            self._handle(
-                to_registry.FinishTransaction(effect.transaction, outcome)  # type: ignore[arg-type]
-            )
+    def _close(self, peer: to_registry.PeerId) -> None:
+        end = self._ends.pop(peer, None)
+        if end is not None:
+            end.close()
+
+    def _dial(self, dial: to_registry.DialId, address: str) -> None:
+        """No answer is a time-out: of this process, so also when it is cut off itself."""
+        outcome = self.dial(address)
+        wait_ms = self.network.delay() * 2
+        if outcome is None:
+            outcome, wait_ms = to_registry.DialOutcome.TIMED_OUT, 500
+        finished = to_registry.FinishDial(dial, outcome)
+        self.after(wait_ms, lambda: self._handle(finished))
+
+    def _commit(
+        self, transaction: to_registry.TransactionId, operations: tuple[StoreOperation, ...]
+    ) -> None:
+        def finish(outcome: Outcome) -> None:
+            self.world.note("registry: transaction {}: {}", transaction, type(outcome).__name__)
+            self._handle(to_registry.FinishTransaction(transaction, outcome))
+
+        open_ = [True]
+
+        def answered(outcome: Outcome) -> None:
+            if open_[0]:
+                open_[0] = False
+                finish(outcome)
+
+        self.store.commit(self, self._term, operations, answered)
+        self.after(self.store.timeout_ms, lambda: answered(self.store.no_answer(operations)))
+
+    def _check(self, peer: to_registry.PeerId, message: from_registry.Message) -> None:
+        match message:
+            case from_registry.ManagersResolved(request_id, results):
+                asked = self._asked[peer, request_id]
+                indexes = message.indexes or range(len(results))
+                for index, result in zip(indexes, results, strict=True):
+                    if isinstance(result, Placement):
+                        self._invariants.resolved(result, asked.queries[index].min_epoch)
+                if not message.more:
+                    del self._asked[peer, request_id]
+            case from_registry.PlacementsGranted(placements):
+                for placement in placements:
+                    self._invariants.resolved(placement, 0)
+            case from_registry.PlacementsConfirmed(_, placements):
+                for placement in placements:
+                    self._invariants.resolved(placement, 0)
+            case _:
+                pass

@@ -89,10 +89,13 @@ def test_only_breaches_page_as_a_violation() -> None:
     rules = yaml.safe_load((ROOT / "deploy/observability/alerts.yml").read_text())
     by_name = {rule["alert"]: rule for group in rules["groups"] for rule in group["rules"]}
     rule = by_name["StewardSsotViolation"]
-    assert set(NAME.findall(rule["expr"])) == {"steward_breaches_total"}
+    recorded = "steward_registry_violations_total"
+    assert set(NAME.findall(rule["expr"])) == {"steward_breaches_total", recorded}
+    assert rule["expr"].count(recorded) == rule["expr"].count(f'{recorded}{{severity=~"breach"}}')
     assert rule["labels"]["severity"] == "page" and rule["for"] == "0m"
     for name, other in by_name.items():
         assert "steward_refusals_total" not in other["expr"], name
+        assert recorded not in other["expr"] or other is rule, name
         assert other["labels"]["severity"] in ("page", "warning")
         assert other["annotations"]["summary"] and other["annotations"]["description"]
 

@@ -68,7 +68,7 @@ def test_a_killed_supervisor_takes_the_node_with_it(supervised: Any) -> None:
     _, process, pid = supervised
     process.kill()
     process.wait(5)
-    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 5, "the node is dead")
+    assert wait_for(lambda: not Path(f"/proc/{pid}").exists(), 5, "the node is dead")
 
 
 def test_without_a_name_nothing_is_started() -> None:

@@ -97,6 +97,7 @@ async def push(
 ) -> int:
     """Deliver `burst` events to every user per loop turn; frames per second of CPU."""
     events = [b"x" * size] * burst
+    (source,) = cluster.nodes
     begin = time.process_time()
     for _ in range(rounds):
         deliveries = []
@@ -106,7 +107,7 @@ async def push(
             stream.events.extend(events)
             epoch = cluster.placements[user].epoch
             deliveries.append(Delivery(user, epoch, first, events))
-        hub.delivered(deliveries)
+        hub.delivered(source, deliveries)
         await asyncio.sleep(0)
     await asyncio.sleep(0.2)
     return round(rounds * burst * len(users) * TABS / (time.process_time() - begin))

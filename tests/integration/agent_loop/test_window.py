@@ -150,3 +150,33 @@ async def test_acknowledgements_of_nobody_are_ignored(serve: Serve) -> None:
         host.acknowledge(first.verbs)
         host.acknowledge(first.verbs)
         assert (await host.run()).end["response"] == "ok"
+
+
+async def test_what_is_kept_with_a_change_of_the_state_takes_room_too(serve: Serve) -> None:
+    async def thinks(run: Run) -> None:
+        for _ in range(WINDOW):
+            await run.think("x")
+
+        async def change() -> None:
+            run.state["n"] = 1
+            await run.think("a")
+
+        await asyncio.gather(change(), run.think("b"), run.think("c"))
+
+    async with serve(thinks) as host:
+        host.hold = True
+        key = host.start()
+        await host.until(lambda: len(host.of(key)) == WINDOW)
+        host.acknowledge(host.of(key)[:1])
+        for _ in range(5):
+            await host.run_probe()
+        # One place is not enough for the state before the change and the change.
+        assert len(host.of(key)) == WINDOW
+        host.acknowledge(host.of(key)[:2])
+        for _ in range(5):
+            await host.run_probe()
+        kinds = [type(verb).__name__ for verb in host.of(key)[WINDOW:]]
+        assert kinds == ["RecordStep", "EmitEvent"]
+        host.hold = False
+        host.acknowledge()
+        assert (await host.finished(key))["outcome"] == "success"

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ import uvloop
 from edge.convert import user_of, user_to_proto
 from edge.core.commands import (
     Accepted,
+    AnnounceClient,
     Answer,
     Attach,
     Attached,
     CancelAccepted,
     CancelRun,
+    ClientTaken,
     Delivery,
     Detach,
     EdgeCommand,
@@ -136,13 +138,30 @@ def _placement(placement: Placement) -> placement_pb2.Placement:
     )
 
 
+def _cluster_nodes(
+    nodes: Mapping[NodeIncarnation, str],
+) -> registry_service_pb2.HoldEdgeSessionResponse:
+    response = registry_service_pb2.HoldEdgeSessionResponse()
+    response.nodes.SetInParent()
+    for incarnation, address in nodes.items():
+        response.nodes.nodes.add(
+            node_id=incarnation.node_id, node_rev=incarnation.node_rev, address=address
+        )
+    return response
+
+
 class RegistryPeer(registry_service_pb2_grpc.RegistryServiceServicer):
     """`HoldEdgeSession` over a `MemoryCluster`; pushes to every edge."""
 
     def __init__(self, cluster: MemoryCluster) -> None:
         self._cluster = cluster
         self._outboxes: set[Outbox[registry_service_pb2.HoldEdgeSessionResponse]] = set()
+        self.violations: list[registry_service_pb2.Violation] = []
         cluster.registry_listeners.append(self)
+
+    async def ReportViolations(self, request: Any, context: Any) -> Any:
+        self.violations.extend(request.violations)
+        return registry_service_pb2.ReportViolationsResponse(last_number=len(self.violations))
 
     async def HoldEdgeSession(self, request_iterator: Any, context: Any) -> Any:
         outbox: Outbox[registry_service_pb2.HoldEdgeSessionResponse] = Outbox()
@@ -154,6 +173,7 @@ class RegistryPeer(registry_service_pb2_grpc.RegistryServiceServicer):
                 welcome=registry_service_pb2.EdgeWelcome(registry_id="registry-1")
             )
         )
+        outbox.put(_cluster_nodes(self._cluster.addresses()))
         reading = asyncio.ensure_future(self._read(request_iterator, outbox))
         try:
             while items := await outbox.take(1):
@@ -181,6 +201,15 @@ class RegistryPeer(registry_service_pb2_grpc.RegistryServiceServicer):
                     result.placement.CopyFrom(_placement(placed))
             outbox.put(response)
 
+    def cluster_nodes(self, nodes: Mapping[NodeIncarnation, str]) -> None:
+        for outbox in self._outboxes:
+            outbox.put(_cluster_nodes(nodes))
+
+    def user_evicted(self, user: UserKey, cause: str) -> None:
+        evicted = registry_service_pb2.UserEvicted(user=user_to_proto(user), cause=cause)
+        for outbox in self._outboxes:
+            outbox.put(registry_service_pb2.HoldEdgeSessionResponse(evicted=evicted))
+
     def node_fenced(self, incarnation: NodeIncarnation, cause: str) -> None:
         for outbox in self._outboxes:
             outbox.put(
@@ -204,7 +233,8 @@ class EdgeSide:
     """One edge stream at a node: `EdgePort` in, protos out."""
 
     def __init__(self) -> None:
-        self.outbox: Outbox[Answer | Delivery] = Outbox()
+        # A number is that of a probe, on its way back.
+        self.outbox: Outbox[Answer | Delivery | int] = Outbox()
 
     def answer(self, answer: Answer) -> None:
         self.outbox.put(answer)
@@ -219,6 +249,8 @@ class NodePeer(agent_service_pb2_grpc.AgentServiceServicer):
     def __init__(self, cluster: MemoryCluster) -> None:
         self._cluster = cluster
         self.node: MemoryNode | None = None
+        # True: probes do not come back.
+        self.deaf = False
         self.sides: set[EdgeSide] = set()
 
     async def HoldEdgeStream(self, request_iterator: Any, context: Any) -> Any:
@@ -245,6 +277,8 @@ class NodePeer(agent_service_pb2_grpc.AgentServiceServicer):
 
     async def _read(self, requests: Any, node: MemoryNode, side: EdgeSide) -> None:
         async for request in requests:
+            if request.WhichOneof("body") == "probe" and not self.deaf:
+                side.outbox.put(request.probe.number)
             for proto in request.commands.commands:
                 self._cluster.command(node, side, _command(proto))
 
@@ -287,6 +321,8 @@ def _command(proto: agent_service_pb2.EdgeCommand) -> EdgeCommand:
         case "submit_message":
             m = proto.submit_message
             body = SubmitMessage(m.id, m.content, m.thread_id, m.agent, m.overlap)
+        case "announce_client":
+            body = AnnounceClient(proto.announce_client.client_id)
         case "cancel_run":
             body = CancelRun(proto.cancel_run.run_id, proto.cancel_run.thread_id)
         case _:
@@ -296,9 +332,12 @@ def _command(proto: agent_service_pb2.EdgeCommand) -> EdgeCommand:
     )
 
 
-def _batch(items: list[Answer | Delivery]) -> agent_service_pb2.NodeBatch:
+def _batch(items: list[Answer | Delivery | int]) -> agent_service_pb2.NodeBatch:
     batch = agent_service_pb2.NodeBatch()
     for item in items:
+        if isinstance(item, int):
+            batch.probes.append(item)
+            continue
         if isinstance(item, Delivery):
             batch.deliveries.add(
                 user=user_to_proto(item.user),
@@ -326,6 +365,8 @@ def _batch(items: list[Answer | Delivery]) -> agent_service_pb2.NodeBatch:
                 answer.cancel_accepted.run_id = run_id
             case InputAccepted(request_id):
                 answer.input_accepted.request_id = request_id
+            case ClientTaken(client_id):
+                answer.client_taken.client_id = client_id
             case ManagerLost(reason, known_epoch):
                 answer.manager_lost.reason = reason
                 answer.manager_lost.known_epoch = known_epoch
@@ -337,27 +378,68 @@ def _batch(items: list[Answer | Delivery]) -> agent_service_pb2.NodeBatch:
     return batch
 
 
+class Swallower:
+    """A TCP proxy that, when told so, takes every byte and passes none on: nothing breaks."""
+
+    def __init__(self) -> None:
+        self.swallows = False
+        self._server: asyncio.Server | None = None
+        self._pipes: set[asyncio.Task[None]] = set()
+
+    async def start(self, port: int) -> int:
+        """Pass on to `port`; the port to connect to."""
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there = await asyncio.open_connection("127.0.0.1", port)
+            for source, target in ((reader, there[1]), (there[0], writer)):
+                pipe = asyncio.create_task(self._pipe(source, target))
+                self._pipes.add(pipe)
+                pipe.add_done_callback(self._pipes.discard)
+
+        self._server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for pipe in list(self._pipes):
+            pipe.cancel()
+        await asyncio.gather(*self._pipes, return_exceptions=True)
+
+    async def _pipe(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65_536):
+                if not self.swallows:
+                    target.write(data)
+                    await target.drain()
+        except ConnectionError:
+            pass
+        finally:
+            target.close()
+
+
 class Peers:
     """A registry server and node servers around one `MemoryCluster`."""
 
     def __init__(self, data: Path) -> None:
         self.cluster = MemoryCluster()
+        self.peer = RegistryPeer(self.cluster)
         self._verifier = RoleVerifier(load_or_create_key(data, CONTROL_KEY), CLUSTER)
         self._servers: list[grpc.aio.Server] = []
         self.node_servers: dict[NodeIncarnation, tuple[grpc.aio.Server, NodePeer]] = {}
         self.registry = ""
 
     async def start(self) -> None:
-        methods = {"/steward.v1.RegistryService/HoldEdgeSession": frozenset({Role.EDGE})}
-        server = make_server(self._verifier, methods)
-        registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
-            RegistryPeer(self.cluster), server
-        )
+        service, edges = "/steward.v1.RegistryService/", frozenset({Role.EDGE})
+        names = ("HoldEdgeSession", "ReportViolations")
+        server = make_server(self._verifier, {service + name: edges for name in names})
+        registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(self.peer, server)
         self.registry = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         self._servers.append(server)
 
-    async def add_node(self, name: str) -> MemoryNode:
+    async def add_node(self, name: str, through: "Swallower | None" = None) -> MemoryNode:
+        """Start a node's server. `through`: edges reach it by that proxy alone."""
         service = "/steward.v1.AgentService/"
         edges = frozenset({Role.EDGE})
         names = ("HoldEdgeStream", "ReadEvents", "ListThreads")
@@ -366,14 +448,25 @@ class Peers:
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(peer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
+        if through is not None:
+            port = await through.start(port)
         peer.node = self.cluster.add_node(name, f"127.0.0.1:{port}")
         self.node_servers[peer.node.incarnation] = (server, peer)
         return peer.node
+
+    @property
+    def violations(self) -> list[registry_service_pb2.Violation]:
+        """What edges put on record."""
+        return self.peer.violations
 
     async def kill(self, node: MemoryNode) -> None:
         """The node's server is gone; the registry does not know it yet."""
         server, _ = self.node_servers.pop(node.incarnation)
         await server.stop(0)
+
+    def streams(self, node: MemoryNode) -> int:
+        """How many edges hold a stream to this node."""
+        return len(self.node_servers[node.incarnation][1].sides)
 
     async def stop(self) -> None:
         for server in (*self._servers, *(server for server, _ in self.node_servers.values())):
@@ -547,16 +640,20 @@ MakeEdge = Callable[..., Any]
 
 @pytest_asyncio.fixture
 async def make_edge(auth: AuthProcess) -> AsyncIterator[MakeEdge]:
-    """Starts edges: `await make_edge(heartbeat_seconds=1)`. All are stopped at the end."""
+    """Starts edges: `await make_edge(heartbeat_seconds=1)`. All are stopped at the end.
+
+    `peers` of an edge that was made before: one more edge of the same cluster.
+    """
     started: list[EdgeUnderTest] = []
     base = EdgeSettings(
         id="edge-1", cluster=CLUSTER, data=auth.data, port=0, auth=auth.address, drain_spread_ms=50
     )
 
-    async def make(**changes: Any) -> EdgeUnderTest:
-        peers = Peers(auth.data)
-        await peers.start()
-        await peers.add_node("node-1")
+    async def make(peers: Peers | None = None, **changes: Any) -> EdgeUnderTest:
+        if peers is None:
+            peers = Peers(auth.data)
+            await peers.start()
+            await peers.add_node("node-1")
         settings = replace(base, **{"registry": peers.registry, **changes})
         service = EdgeService(settings)
         await service.start()
@@ -572,7 +669,16 @@ async def make_edge(auth: AuthProcess) -> AsyncIterator[MakeEdge]:
         for raw in edge.raws:
             await raw.close()
         await edge.service.stop()
+    for edge in started:
         await edge.peers.stop()
+
+
+@pytest_asyncio.fixture
+async def swallower() -> AsyncIterator[Swallower]:
+    """A proxy for a node that is to fall silent."""
+    proxy = Swallower()
+    yield proxy
+    await proxy.stop()
 
 
 @pytest_asyncio.fixture

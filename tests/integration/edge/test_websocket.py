@@ -235,7 +235,10 @@ async def test_stopping_says_going_away_and_closes_with_4002(make_edge: Any) -> 
         assert asyncio.get_running_loop().time() - started < 5
 
 
-async def test_a_draining_edge_takes_nobody(make_edge: Any) -> None:
+async def test_a_draining_edge_takes_nobody(
+    make_edge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.server.service.LAST_CALL_S", 10.0)
     edge = await make_edge(drain_spread_ms=1500)
     async with edge.socket() as client:
         stopping = asyncio.ensure_future(edge.service.stop())

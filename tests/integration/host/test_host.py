@@ -1,138 +1,21 @@
 """Rules of the host: real managers, the real in-memory log, the real agent loop; peers by hand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import orjson
 import pytest
-import pytest_asyncio
-from prometheus_client import CollectorRegistry
 
-from agent_service.core.commands import AttachEdge, CancelRun, DetachEdge, SubmitMessage
-from agent_service.core.effects import AnswerAccepted, AnswerAttached, AnswerRefused, Deliver
+from agent_service.core.commands import CancelRun, DetachEdge, SubmitMessage
+from agent_service.core.effects import AnswerAccepted, AnswerAttached, AnswerRefused
 from agent_service.core.journal import Append, AppendOutcome
-from agent_service.core.policy import AgentPolicy, ManagerPolicy
-from agent_service.host.agent_loop import AgentLoop
-from agent_service.host.host import ManagerHost
-from agent_service.host.ports import EdgeAnswer
 from agent_service.log.memory import MemoryLog
 from agent_service.log.port import EventPage, LogFailed, ReadRange
-from steward.agent.loading import load_agents
 from steward.errors import Reason, StewardError
-from steward.model.keys import (
-    EdgeId,
-    Epoch,
-    NodeId,
-    NodeIncarnation,
-    NodeRev,
-    RunId,
-    ThreadId,
-    UserKey,
-)
-from steward.model.placement import Placement
-from steward.telemetry.catalog import AgentMetrics
-from steward.telemetry.tracing import Tracing
+from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, RunId, ThreadId, UserKey
 
 ALICE = UserKey("default", "alice")
-INCARNATION = NodeIncarnation(NodeId("node-0"), NodeRev(3))
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
-AGENTS = """
-import time
-async def echo(run):
-    for word in run.input.text.split():
-        yield word + " "
-async def history(run):
-    return " | ".join(f"{m['role']}:{m['content']}" for m in run.messages)
-async def forever(run):
-    import asyncio
-    await run.think("waiting")
-    await asyncio.Event().wait()
-async def block(run):
-    time.sleep(1.0)
-    return "awake"
-"""
-
-
-class Edge:
-    """Records what an edge's stream would carry."""
-
-    def __init__(self, name: str = "edge-0#1") -> None:
-        self.edge_id = EdgeId(name)
-        self.answers: list[tuple[EdgeAnswer, Epoch]] = []
-        self.events: list[dict[str, Any]] = []
-        self.lost: list[tuple[Reason, Epoch]] = []
-        self.changed = asyncio.Condition()
-
-    def answer(self, user: UserKey, epoch: Epoch, answer: EdgeAnswer, known: Epoch) -> None:
-        self.answers.append((answer, known))
-
-    def deliver(self, user: UserKey, epoch: Epoch, events: Deliver) -> None:
-        self.events.extend(orjson.loads(payload) for payload in events.payloads)
-
-    def manager_lost(self, user: UserKey, epoch: Epoch, reason: Reason, known: Epoch) -> None:
-        self.lost.append((reason, known))
-
-    def of(self, kind: type) -> list[Any]:
-        return [answer for answer, _ in self.answers if isinstance(answer, kind)]
-
-    def types(self) -> list[str]:
-        return [event["type"] for event in self.events]
-
-
-class Registry:
-    """The registry's answers for this node, from a table of placements."""
-
-    def __init__(self) -> None:
-        self.placed: dict[UserKey, Placement] = {}
-        self.asked: list[UserKey] = []
-        self.released: list[tuple[UserKey, Epoch, str]] = []
-        self.refusals: list[tuple[str, Epoch]] = []
-
-    async def confirm(self, user: UserKey) -> Placement | None:
-        self.asked.append(user)
-        return self.placed.get(user)
-
-    def release(self, user: UserKey, epoch: Epoch, cause: str) -> None:
-        self.released.append((user, epoch, cause))
-
-    def report_refusal(self, kind: str, user: UserKey, epoch: Epoch, evidence: str) -> None:
-        self.refusals.append((kind, epoch))
-
-
-class Node:
-    """One host with everything real but the wires."""
-
-    def __init__(self, log: MemoryLog, path: Path) -> None:
-        path.write_text(AGENTS)
-        names = ("echo", "history", "forever", "block")
-        catalog = load_agents([f"{path}:{name}" for name in names])
-        metrics = AgentMetrics(CollectorRegistry())
-        policy = ManagerPolicy(tuple(AgentPolicy(name, "queue") for name in names))
-        self.registry = Registry()
-        self.host = ManagerHost(log, self.registry, policy, metrics, Tracing())
-        self.agents = AgentLoop(catalog, self.host.verbs, metrics)
-        self.host.run_on(self.agents)
-        self.host.joined(INCARNATION)
-        self.agents.start()
-        self.edge = Edge()
-        self.host.edge_opened(self.edge)
-
-    def place(self, epoch: int, *, push: bool = True, node: NodeIncarnation = INCARNATION) -> None:
-        placement = Placement(ALICE, Epoch(epoch), node.node_id, node.node_rev, "a:1")
-        self.registry.placed[ALICE] = placement
-        if push:
-            self.host.granted([placement])
-
-    def attach(self, epoch: int) -> None:
-        self.host.command(ALICE, Epoch(epoch), AttachEdge(self.edge.edge_id, 1, 0), TRACE)
-
-    def send(self, epoch: int, id: str, text: str, agent: str = "echo") -> None:
-        message = SubmitMessage(
-            self.edge.edge_id, 2, id, orjson.dumps(text), ThreadId("main"), agent, "", TRACE
-        )
-        self.host.command(ALICE, Epoch(epoch), message, TRACE)
 
 
 async def until(condition: Callable[[], bool], what: str, timeout_s: float = 5.0) -> None:
@@ -143,16 +26,8 @@ async def until(condition: Callable[[], bool], what: str, timeout_s: float = 5.0
         await asyncio.sleep(0.005)
 
 
-@pytest_asyncio.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    node = Node(MemoryLog(), tmp_path / "agents_under_test.py")
-    yield node
-    await node.host.close()
-    await node.agents.stop(0.2)
-
-
 @pytest.mark.asyncio
-async def test_a_message_runs_the_agent_and_its_events_reach_the_edge_in_order(node: Node) -> None:
+async def test_a_message_runs_the_agent_and_its_events_reach_the_edge_in_order(node: Any) -> None:
     node.place(7)
     node.attach(7)
     await until(lambda: bool(node.edge.of(AnswerAttached)), "attached")
@@ -167,7 +42,7 @@ async def test_a_message_runs_the_agent_and_its_events_reach_the_edge_in_order(n
 
 
 @pytest.mark.asyncio
-async def test_an_agent_sees_its_threads_history_and_the_input_last(node: Node) -> None:
+async def test_an_agent_sees_its_threads_history_and_the_input_last(node: Any) -> None:
     node.place(7)
     node.attach(7)
     node_messages = [("m1", "first"), ("m2", "second")]
@@ -182,7 +57,7 @@ async def test_an_agent_sees_its_threads_history_and_the_input_last(node: Node) 
 
 
 @pytest.mark.asyncio
-async def test_a_grant_that_was_not_pushed_yet_is_asked_for_once(node: Node) -> None:
+async def test_a_grant_that_was_not_pushed_yet_is_asked_for_once(node: Any) -> None:
     node.place(7, push=False)
     node.attach(7)
     await until(lambda: bool(node.edge.of(AnswerAttached)), "attached")
@@ -195,7 +70,7 @@ async def test_a_grant_that_was_not_pushed_yet_is_asked_for_once(node: Node) -> 
     [(None, 7, "unknown_placement"), (8, 7, "stale_epoch"), (7, 8, "forged_epoch")],
 )
 async def test_a_placement_that_was_not_granted_makes_no_manager(
-    node: Node, granted: int | None, tried: int, kind: str
+    node: Any, granted: int | None, tried: int, kind: str
 ) -> None:
     if granted is not None:
         node.place(granted)
@@ -206,7 +81,7 @@ async def test_a_placement_that_was_not_granted_makes_no_manager(
 
 
 @pytest.mark.asyncio
-async def test_a_placement_of_another_node_makes_no_manager(node: Node) -> None:
+async def test_a_placement_of_another_node_makes_no_manager(node: Any) -> None:
     node.place(7, node=NodeIncarnation(NodeId("node-1"), NodeRev(4)))
     node.attach(7)
     await until(lambda: bool(node.edge.of(AnswerRefused)), "refused")
@@ -214,7 +89,7 @@ async def test_a_placement_of_another_node_makes_no_manager(node: Node) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_command_of_a_stale_epoch_is_refused_and_reported(node: Node) -> None:
+async def test_a_command_of_a_stale_epoch_is_refused_and_reported(node: Any) -> None:
     node.place(7)
     node.attach(7)
     await until(lambda: bool(node.edge.of(AnswerAttached)), "attached")
@@ -227,7 +102,7 @@ async def test_a_command_of_a_stale_epoch_is_refused_and_reported(node: Node) ->
 
 @pytest.mark.asyncio
 async def test_a_higher_grant_ends_the_manager_and_it_is_never_made_again_under_its_epoch(
-    node: Node,
+    node: Any,
 ) -> None:
     node.place(7)
     node.attach(7)
@@ -243,33 +118,22 @@ async def test_a_higher_grant_ends_the_manager_and_it_is_never_made_again_under_
 
 
 @pytest.mark.asyncio
-async def test_two_nodes_on_one_log_the_older_is_fenced_and_shows_nothing(
-    tmp_path: Path,
-) -> None:
+async def test_two_nodes_on_one_log_the_older_is_fenced_and_shows_nothing(make_node: Any) -> None:
     log = MemoryLog()
-    old, new = Node(log, tmp_path / "a_test.py"), Node(log, tmp_path / "b_test.py")
-    try:
-        old.place(7)
-        old.attach(7)
-        await until(lambda: bool(old.edge.of(AnswerAttached)), "attached to the old")
-        new.place(8)
-        new.attach(8)
-        await until(lambda: bool(new.edge.of(AnswerAttached)), "attached to the new")
-        old.send(7, "m1", "zombie")
-        await until(lambda: bool(old.edge.lost), "the old one is over")
-        assert old.edge.events == []
-        assert ("stale_append", 7) in old.registry.refusals
-        new.send(8, "m1", "alive")
-        await until(lambda: "agent_completed" in new.edge.types(), "the new one runs")
-        assert all(event["epoch"] == 8 for event in new.edge.events)
-    finally:
-        for node in (old, new):
-            await node.host.close()
-            await node.agents.stop(0.2)
+    old, new = make_node(log), make_node(log, "node-1")
+    await old.attached(7)
+    await new.attached(8)
+    old.send(7, "m1", "zombie")
+    await until(lambda: bool(old.edge.lost), "the old one is over")
+    assert old.edge.events == []
+    assert ("stale_append", 7) in old.registry.refusals
+    new.send(8, "m1", "alive")
+    await until(lambda: "agent_completed" in new.edge.types(), "the new one runs")
+    assert all(event["epoch"] == 8 for event in new.edge.events)
 
 
 @pytest.mark.asyncio
-async def test_cancel_ends_a_run_that_never_would(node: Node) -> None:
+async def test_cancel_ends_a_run_that_never_would(node: Any) -> None:
     node.place(7)
     node.attach(7)
     await until(lambda: bool(node.edge.of(AnswerAttached)), "attached")
@@ -282,7 +146,7 @@ async def test_cancel_ends_a_run_that_never_would(node: Node) -> None:
 
 
 @pytest.mark.asyncio
-async def test_an_agent_that_blocks_does_not_stop_the_host(node: Node) -> None:
+async def test_an_agent_that_blocks_does_not_stop_the_host(node: Any) -> None:
     node.place(7)
     node.attach(7)
     await until(lambda: bool(node.edge.of(AnswerAttached)), "attached")
@@ -298,7 +162,7 @@ async def test_an_agent_that_blocks_does_not_stop_the_host(node: Node) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_stop_lets_runs_end_and_gives_every_placement_back(node: Node) -> None:
+async def test_a_stop_lets_runs_end_and_gives_every_placement_back(node: Any) -> None:
     node.place(7)
     node.attach(7)
     await until(lambda: bool(node.edge.of(AnswerAttached)), "attached")
@@ -313,7 +177,7 @@ async def test_a_stop_lets_runs_end_and_gives_every_placement_back(node: Node) -
 
 @pytest.mark.asyncio
 async def test_a_manager_that_nobody_needs_is_put_away_and_comes_back_under_a_new_epoch(
-    node: Node,
+    node: Any,
 ) -> None:
     node.host.passivate_after(100)
     node.place(7)
@@ -335,7 +199,7 @@ async def test_a_manager_that_nobody_needs_is_put_away_and_comes_back_under_a_ne
 
 
 @pytest.mark.asyncio
-async def test_a_run_without_anybody_attached_keeps_its_manager(node: Node) -> None:
+async def test_a_run_without_anybody_attached_keeps_its_manager(node: Any) -> None:
     node.host.passivate_after(100)
     node.place(7)
     node.attach(7)
@@ -364,19 +228,13 @@ class UnreadableLog(MemoryLog):
 
 
 @pytest.mark.asyncio
-async def test_a_log_that_is_away_delays_a_run_and_never_ends_the_node(tmp_path: Path) -> None:
-    node = Node(UnreadableLog(), tmp_path / "agents_under_test.py")
-    try:
-        node.place(7)
-        node.attach(7)
-        await until(lambda: bool(node.edge.of(AnswerAttached)), "attached")
-        node.send(7, "m1", "one")
-        await until(lambda: "agent_completed" in node.edge.types(), "completed")
-        assert node.edge.events[-1]["data"]["outcome"] == "success"
-        assert not node.host.failed.done()
-    finally:
-        await node.host.close()
-        await node.agents.stop(0.2)
+async def test_a_log_that_is_away_delays_a_run_and_never_ends_the_node(make_node: Any) -> None:
+    node = make_node(UnreadableLog())
+    await node.attached(7)
+    node.send(7, "m1", "one")
+    await until(lambda: "agent_completed" in node.edge.types(), "completed")
+    assert node.edge.events[-1]["data"]["outcome"] == "success"
+    assert not node.host.failed.done()
 
 
 class BrokenLog(MemoryLog):
@@ -389,16 +247,10 @@ class BrokenLog(MemoryLog):
 
 
 @pytest.mark.asyncio
-async def test_a_log_that_failed_for_good_ends_the_node(tmp_path: Path) -> None:
-    node = Node(BrokenLog(), tmp_path / "agents_under_test.py")
-    try:
-        node.place(7)
-        node.attach(7)
-        await until(lambda: bool(node.edge.of(AnswerAttached)), "attached")
-        node.send(7, "m1", "x")
-        assert "disk I/O error" in await asyncio.wait_for(node.host.failed, 2.0)
-        assert node.edge.of(AnswerAccepted) == []
-        assert node.edge.events == []
-    finally:
-        await node.host.close()
-        await node.agents.stop(0.2)
+async def test_a_log_that_failed_for_good_ends_the_node(make_node: Any) -> None:
+    node = make_node(BrokenLog())
+    await node.attached(7)
+    node.send(7, "m1", "x")
+    assert "disk I/O error" in await asyncio.wait_for(node.host.failed, 2.0)
+    assert node.edge.of(AnswerAccepted) == []
+    assert node.edge.events == []

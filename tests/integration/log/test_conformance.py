@@ -271,6 +271,97 @@ async def test_records_are_put_replaced_deleted_and_returned_at_the_next_seal(ri
     assert (await rig.log.describe()).open_runs == 2
 
 
+def run_record(run_id: str, deleted: bool = False) -> Record:
+    return Record(RecordKind.RUN, run_id, b"" if deleted else b"{}", deleted)
+
+
+async def open_runs(rig, after: UserKey | None = None, limit: int = 500) -> tuple[list[str], bool]:
+    page = await rig.log.open_runs(after, limit)
+    return [user.user for user in page.users], page.more
+
+
+async def test_a_user_is_listed_as_long_as_it_has_an_open_run(rig) -> None:
+    assert await open_runs(rig) == ([], False)
+    writer = await sealed_writer(rig)
+    assert await open_runs(rig) == ([], False)
+    await writer.write(event("1"), records=(run_record("r1"), run_record("r2")))
+    assert await open_runs(rig) == (["alice"], False)
+    await writer.write(records=(run_record("r1"),))
+    await writer.write(event("2"), records=(run_record("r1", deleted=True),))
+    assert await open_runs(rig) == (["alice"], False)
+    await writer.write(records=(run_record("r2", deleted=True), run_record("r9", deleted=True)))
+    assert await open_runs(rig) == ([], False)
+    await writer.write(records=(run_record("r3"), run_record("r3", deleted=True)))
+    assert await open_runs(rig) == ([], False)
+
+
+async def test_only_run_records_make_an_open_run(rig) -> None:
+    writer = await sealed_writer(rig)
+    kinds = [kind for kind in RecordKind if kind not in (RecordKind.RUN, RecordKind.THREAD)]
+    await writer.write(event("1"), records=tuple(Record(kind, "k", b"{}") for kind in kinds))
+    assert await open_runs(rig) == ([], False)
+
+
+async def test_a_refused_append_opens_no_run_and_ends_none(rig) -> None:
+    old = await sealed_writer(rig)
+    await old.write(event("1"), records=(run_record("r1"),))
+    bob = await sealed_writer(rig, UserKey("default", "bob"))
+    await sealed_writer(rig, epoch=2, activation="second")
+    stale = old.request(event("2"), records=(run_record("r1", deleted=True),))
+    assert await rig.log.append(stale) == Fenced(Epoch(2))
+    bob.next += 1
+    assert await rig.log.append(bob.request(records=(run_record("r2"),))) == Conflict(Sequence(1))
+    assert await open_runs(rig) == (["alice"], False)
+
+
+async def test_open_runs_come_in_pages_each_user_once_in_the_order_of_the_first_seals(rig) -> None:
+    users = [UserKey("t" + str(i % 2), f"u{(i * 7) % 10}") for i in range(10)]
+    for i, user in enumerate(users):
+        writer = await sealed_writer(rig, user)
+        records = tuple(run_record(f"r{n}") for n in range(1 + i % 3)) if i != 4 else ()
+        await writer.write(event("1"), records=records)
+    expected = [user for i, user in enumerate(users) if i != 4]
+    found: list[UserKey] = []
+    more, after = True, None
+    while more:
+        page = await rig.log.open_runs(after, 4)
+        assert len(page.users) <= 4
+        found.extend(page.users)
+        more, after = page.more, page.users[-1]
+    assert found == expected
+    # A page may go on after a user who has no open run any more, or never had one.
+    assert list((await rig.log.open_runs(users[4], 100)).users) == expected[4:]
+    assert (await rig.log.open_runs(users[9], 100)).users == ()
+
+
+async def test_open_runs_after_a_user_nobody_sealed_are_refused(rig) -> None:
+    with pytest.raises(StewardError) as refused:
+        await rig.log.open_runs(UserKey("default", "nobody"), 10)
+    assert refused.value.reason is Reason.PROTOCOL_VIOLATION
+
+
+async def test_open_runs_are_there_after_a_crash(rig) -> None:
+    writer = await sealed_writer(rig)
+    await writer.write(event("1"), records=(run_record("r1"),))
+    bob = await sealed_writer(rig, UserKey("default", "bob"))
+    await bob.write(event("1"), records=(run_record("r1"),))
+    await bob.write(event("2"), records=(run_record("r1", deleted=True),))
+    await rig.crash()
+    assert await open_runs(rig) == (["alice"], False)
+
+
+async def test_steps_are_returned_by_a_seal_until_they_are_deleted(rig) -> None:
+    writer = await sealed_writer(rig)
+    steps = tuple(Record(RecordKind.STEP, f"r1.{n}", b'{"result":%d}' % n) for n in range(3))
+    await writer.write(event("1"), records=(run_record("r1"), *steps))
+    sealed = await Writer(rig, epoch=2, activation="second").seal()
+    assert sealed.records == (run_record("r1"), *steps)
+    writer = await sealed_writer(rig, epoch=3, activation="third")
+    gone = tuple(Record(RecordKind.STEP, step.key, deleted=True) for step in steps)
+    await writer.write(event("2"), records=(run_record("r1", deleted=True), *gone))
+    assert (await Writer(rig, epoch=4, activation="fourth").seal()).records == ()
+
+
 async def test_record_deleted_and_put_in_one_append_stays(rig) -> None:
     writer = await sealed_writer(rig)
     await writer.write(records=(Record(RecordKind.RUN, "r", b"1"),))

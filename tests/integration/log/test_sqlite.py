@@ -1,6 +1,8 @@
 """What only the SQLite engine has: its lock, its failure, and that rows do what the rules say."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -20,11 +22,18 @@ from agent_service.core.journal import (
 )
 from agent_service.log.database import open_database
 from agent_service.log.memory import LogState
-from agent_service.log.port import LogFailed, LogFull, ReadRange
-from agent_service.log.reader import read_events, read_summary, read_threads
+from agent_service.log.port import LogFailed, LogFull, OpenRunPage, ReadRange
+from agent_service.log.reader import (
+    OPEN_RUNS,
+    read_events,
+    read_open_runs,
+    read_summary,
+    read_threads,
+)
 from agent_service.log.rules import MOST_WAITING
 from agent_service.log.sqlite import SqliteLog
 from agent_service.log.writer import GroupWriter
+from steward.errors import Reason, StewardError
 from steward.model.keys import Epoch, Sequence, StreamId, UserKey
 from steward.runtime.service import EnvironmentUnusable
 from steward.telemetry.catalog import LogMetrics
@@ -217,6 +226,29 @@ ranges = st.builds(
 )
 
 
+def listing(page: Callable[[], OpenRunPage]) -> OpenRunPage | Reason:
+    """The page, or why there is none."""
+    try:
+        return page()
+    except StewardError as refused:
+        return refused.reason
+
+
+def test_open_runs_and_totals_are_read_from_indexes_and_sort_no_table(tmp_path: Path) -> None:
+    file = open_database(tmp_path)
+
+    def plan(query: str, *values: object) -> list[str]:
+        rows = file.writer.execute("EXPLAIN QUERY PLAN " + query, values).fetchall()
+        return [row[3] for row in rows]
+
+    scans = plan(OPEN_RUNS, 0, 10)
+    assert "SEARCH record USING COVERING INDEX open_run (stream>?)" in scans
+    assert "SEARCH stream USING INTEGER PRIMARY KEY (rowid=?)" in scans
+    (fence,) = plan("SELECT ifnull(max(fence), 0) FROM stream")
+    assert fence == "SEARCH stream USING COVERING INDEX stream_by_fence"
+    file.close()
+
+
 @settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -283,6 +315,10 @@ def test_rows_do_what_the_rules_in_memory_do(
             if not page:
                 break
     assert read_summary(reader, "x") == state.summary("x")
+    for after in (None, *USERS):
+        for limit in (1, 2, 9):
+            rows = listing(partial(read_open_runs, reader, after, limit))
+            assert rows == listing(partial(state.open_runs, after, limit))
     assert file.writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     reader.close()
     file.close()

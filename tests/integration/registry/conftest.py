@@ -26,6 +26,8 @@ from steward.v1 import placement_pb2, registry_service_pb2, registry_service_pb2
 
 CLUSTER = "test"
 DEADLINE_S = 15.0
+# What comes at any time, to everybody: `expect` passes over it, `next` finds it when asked for.
+BACKGROUND = ("beat", "members", "nodes", "ask_log_head")
 
 
 def free_port() -> int:
@@ -126,8 +128,11 @@ def shared_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regist
 class Session:
     """One stream of a client: what came is kept, and `expect` waits for what should come."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, log_head: int | None = None) -> None:
+        """`log_head` is what a node answers when it is asked for it; None: nothing."""
         self._call = call
+        self._log_head = log_head
+        self._writing = asyncio.Lock()
         self._messages: asyncio.Queue[Any] = asyncio.Queue()
         self.error: grpc.aio.AioRpcError | None = None
         self.ended = asyncio.Event()
@@ -137,27 +142,31 @@ class Session:
         try:
             async for message in self._call:
                 self._messages.put_nowait(message)
+                if self._log_head is not None and message.WhichOneof("body") == "ask_log_head":
+                    head = registry_service_pb2.ReportLogHead(largest_fence=self._log_head)
+                    await self.send(registry_service_pb2.HoldNodeSessionRequest(log_head=head))
         except grpc.aio.AioRpcError as error:
             self.error = error
         finally:
             self.ended.set()
 
     async def send(self, message: Any) -> None:
-        await self._call.write(message)
+        async with self._writing:
+            await self._call.write(message)
 
     async def expect(self, body: str) -> Any:
-        """The next message but beats and renewals, which must be of this kind."""
+        """The next message but renewals and background, which must be of this kind."""
         return await self.next(body, "beat", "renewed")
 
     async def next(self, body: str, *dropped: str) -> Any:
-        """The next message of this kind; before it only `dropped` ones may come (or beats)."""
+        """The next message of this kind; before it only `dropped` ones and background may come."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 message = await self._messages.get()
                 kind = message.WhichOneof("body")
                 if kind == body:
                     return getattr(message, body)
-                assert kind in (*dropped, "beat"), f"{kind} came before {body}"
+                assert kind in (*dropped, *BACKGROUND), f"{kind} came before {body}"
 
     async def end(self) -> None:
         async with asyncio.timeout(DEADLINE_S):
@@ -181,8 +190,8 @@ class Client:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {self.credentials.token()}"),)
 
-    def session(self, call: Any) -> Session:
-        session = Session(call)
+    def session(self, call: Any, log_head: int | None = None) -> Session:
+        session = Session(call, log_head)
         self.sessions.append(session)
         return session
 
@@ -203,6 +212,7 @@ class NodeClient(Client):
         self.beating: asyncio.Task[None] | None = None
         self.address = ""
         self.node_rev = 0
+        self.log_head: int | None = 0
         self.open: Session
 
     def listen(self) -> str:
@@ -223,7 +233,8 @@ class NodeClient(Client):
             "pid": 4711,
             **changes,
         }
-        session = self.session(self.stub.HoldNodeSession(metadata=self.metadata()))
+        call = self.stub.HoldNodeSession(metadata=self.metadata())
+        session = self.session(call, self.log_head)
         await session.send(
             registry_service_pb2.HoldNodeSessionRequest(
                 hello=registry_service_pb2.NodeHello(**fields)

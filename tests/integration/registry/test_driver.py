@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,17 @@ from registry_service.core.commands import (
     DialOutcome,
     OpenNodeSession,
     PeerId,
+    ReportLogHead,
     ResolveManagers,
     UserQuery,
 )
 from registry_service.core.config import RegistryConfig
-from registry_service.core.effects import ManagersResolved, Message, PlacementsGranted
+from registry_service.core.effects import (
+    AskLogHead,
+    ManagersResolved,
+    Message,
+    PlacementsGranted,
+)
 from registry_service.core.registry import Registry
 from registry_service.core.transactions import NodeClaim
 from registry_service.driver import RegistryDriver
@@ -36,10 +43,14 @@ class Mailbox:
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.changed = asyncio.Event()
+        # What a node does when it is asked for the head of its log.
+        self.asked: Callable[[], None] | None = None
 
     def deliver(self, message: Message) -> None:
         self.messages.append(message)
         self.changed.set()
+        if isinstance(message, AskLogHead) and self.asked is not None:
+            self.asked()
 
     def end(self) -> None:
         self.changed.set()
@@ -63,6 +74,7 @@ def make_driver(store: PlacementStore) -> RegistryDriver:
 
 def join(driver: RegistryDriver, mailbox: Mailbox) -> PeerId:
     peer = driver.connect(mailbox)
+    mailbox.asked = lambda: driver.submit(ReportLogHead(peer, Epoch(0)))
     driver.submit(OpenNodeSession(peer, NodeClaim(NodeId("n1"), "boot", "a", "127.0.0.1:1")))
     return peer
 

@@ -331,7 +331,7 @@ async def test_metrics_tell_what_the_registry_did(
     wanted = [
         'steward_registry_resolves_total{result="placed"} 2.0',
         'steward_registry_resolves_total{result="cached"} 1.0',
-        'steward_refusals_total{kind="stale_append"} 1.0',
+        'steward_registry_violations_total{kind="stale_append",severity="refusal"} 1.0',
         'steward_registry_nodes{state="up"} 1.0',
         "steward_registry_edges 1.0",
         "steward_registry_placements 2.0",

@@ -9,20 +9,25 @@ from hypothesis import strategies as st
 
 from registry_service.core.transactions import (
     Committed,
-    DrainNode,
     Evidence,
     FenceNode,
     JoinNode,
+    LiftHold,
+    ListPlacements,
+    MarkDraining,
     NodeClaim,
     PlaceUser,
+    RaiseGeneration,
     ReadPlacement,
     ReleasePlacement,
     StoreOperation,
+    TakeOver,
 )
 from registry_service.store.memory import MemoryDisk
 from registry_service.store.port import StoreFailed
+from registry_service.store.reading import read_ledger
 from registry_service.store.sqlite import SqliteStore
-from registry_service.store.tables import Tables, read_ledger
+from registry_service.store.tables import Tables
 from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, UserKey
 from steward.runtime.service import EnvironmentUnusable
 
@@ -92,9 +97,27 @@ operations = st.one_of(
         JoinNode,
         st.builds(NodeClaim, nodes, st.just("b"), st.sampled_from("abc"), st.just("h:1")),
     ),
-    st.builds(FenceNode, incarnations, st.just("lost"), st.sampled_from(Evidence)),
-    st.builds(DrainNode, incarnations, st.just("announced")),
-    st.builds(PlaceUser, users, incarnations, st.just("resolve")),
+    st.builds(
+        FenceNode,
+        incarnations,
+        st.just("lost"),
+        st.sampled_from(Evidence),
+        st.just(""),
+        st.booleans(),
+    ),
+    st.builds(LiftHold, incarnations),
+    st.builds(MarkDraining, incarnations, st.just("announced")),
+    st.builds(PlaceUser, users, incarnations, st.just("resolve"), st.booleans()),
+    st.builds(
+        TakeOver,
+        users,
+        st.builds(Epoch, small),
+        incarnations,
+        st.none() | incarnations,
+        st.just("handoff"),
+    ),
+    st.builds(ListPlacements, incarnations, st.none() | users, st.integers(1, 2)),
+    st.builds(RaiseGeneration, st.integers(0, 2), st.just("restored")),
     st.builds(ReleasePlacement, users, st.builds(Epoch, small), incarnations, st.just("idle")),
     st.builds(ReadPlacement, users),
 )

@@ -10,33 +10,51 @@ import pytest_asyncio
 from registry_service.core.transactions import (
     Committed,
     Done,
-    DrainNode,
     Evidence,
     FenceNode,
+    GenerationIs,
+    Hold,
     JoinNode,
+    LiftHold,
+    ListPlacements,
+    MarkDraining,
     NodeClaim,
     NodeJoined,
     NodeOccupied,
     NodeRecord,
     NonceSpent,
+    PlacementPage,
     PlacementRead,
     PlacementReleased,
     PlaceUser,
+    RaiseGeneration,
     ReadPlacement,
-    RecordRefusal,
+    RecordViolation,
     ReleasePlacement,
     StoreOperation,
     StoreResult,
     StoreView,
+    TakeOver,
     TargetRefused,
     TermLost,
+    UserHeld,
     UserPlaced,
+    UserTakenOver,
+    ViolationRecorded,
 )
 from registry_service.store.memory import MemoryDisk, MemoryStore
 from registry_service.store.port import PlacementStore
 from registry_service.store.sqlite import SqliteStore
-from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, UserKey
+from steward.model.keys import (
+    GENERATION_SHIFT,
+    Epoch,
+    NodeId,
+    NodeIncarnation,
+    NodeRev,
+    UserKey,
+)
 from steward.model.placement import Placement
+from steward.model.violations import Violation, ViolationKind
 
 ANN = UserKey("acme", "ann")
 BOB = UserKey("acme", "bob")
@@ -134,7 +152,7 @@ async def test_a_placement_on_a_living_node_is_kept(opener: Opener) -> None:
     again = await opener.one(PlaceUser(ANN, at("n2", 2), "resolve"))
     assert again == UserPlaced(placement, False)
     # Also when its own node drains, and whatever the target is.
-    await opener.one(DrainNode(at("n1", 1), "announced"))
+    await opener.one(MarkDraining(at("n1", 1), "announced"))
     assert await opener.one(PlaceUser(ANN, at("gone", 9), "resolve")) == again
 
 
@@ -179,9 +197,9 @@ async def test_nobody_is_placed_on_a_node_that_is_not_there(
 
 async def test_nobody_is_placed_on_a_draining_node(opener: Opener) -> None:
     await opener.one(JoinNode(claim()))
-    assert await opener.one(DrainNode(at("n1", 1), "announced")) == Done(True)
-    assert await opener.one(DrainNode(at("n1", 1), "announced")) == Done(False)
-    assert await opener.one(DrainNode(at("n1", 2), "announced")) == Done(False)
+    assert await opener.one(MarkDraining(at("n1", 1), "announced")) == Done(True)
+    assert await opener.one(MarkDraining(at("n1", 1), "announced")) == Done(False)
+    assert await opener.one(MarkDraining(at("n1", 2), "announced")) == Done(False)
     assert await opener.one(PlaceUser(ANN, at("n1", 1), "resolve")) == TargetRefused(True)
 
 
@@ -250,11 +268,137 @@ async def test_a_late_release_of_an_old_epoch_removes_nothing(opener: Opener) ->
     assert await opener.one(ReadPlacement(ANN)) == PlacementRead(new, True)
 
 
+async def test_a_take_over_moves_the_user_in_one_step(opener: Opener) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
+    await opener.place(ANN, at("n1", 1))
+    move = TakeOver(ANN, Epoch(3), at("n1", 1), at("n2", 2), "drain")
+    moved = await opener.one(move)
+    placement = Placement(ANN, Epoch(4), NodeId("n2"), NodeRev(2), "b.host:4000")
+    assert moved == UserTakenOver(placement)
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(placement, True)
+    # Sent again it changes nothing, and says what is there.
+    assert await opener.one(move) == PlacementReleased(False, placement)
+    (row,) = await opener.store.ledger(None, 1)
+    assert (row.kind, row.cause, row.epoch) == ("takeover", "drain", 4)
+    assert row.evidence == "was on n1/1 under 3, which handed it off"
+
+
+async def test_a_take_over_compares_epoch_and_holder(opener: Opener) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
+    current = await opener.place(ANN, at("n1", 1))
+    for stale in (
+        TakeOver(ANN, Epoch(2), at("n1", 1), at("n2", 2), "drain"),
+        TakeOver(ANN, Epoch(4), at("n1", 1), at("n2", 2), "drain"),
+        TakeOver(ANN, Epoch(3), at("n2", 2), at("n2", 2), "drain"),
+        TakeOver(ANN, Epoch(3), at("n1", 9), None, "drain"),
+    ):
+        assert await opener.one(stale) == PlacementReleased(False, current)
+    nobody = TakeOver(BOB, Epoch(3), at("n1", 1), at("n2", 2), "drain")
+    assert await opener.one(nobody) == PlacementReleased(False, None)
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(current, True)
+
+
+@pytest.mark.parametrize("target", [None, at("n2", 2), at("n3", 3), at("n3", 9), at("no", 1)])
+async def test_a_take_over_without_a_node_that_takes_users_is_a_release(
+    opener: Opener, target: NodeIncarnation | None
+) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")), JoinNode(claim("n3", "c")))
+    await opener.place(ANN, at("n1", 1))
+    await opener.commit(
+        MarkDraining(at("n2", 2), "announced"),
+        FenceNode(at("n3", 3), "lost", Evidence.PROOF),
+    )
+    move = TakeOver(ANN, Epoch(4), at("n1", 1), target, "drain")
+    assert await opener.one(move) == PlacementReleased(True, None)
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(None, False)
+
+
+async def test_a_draining_or_dead_holder_can_be_taken_over_from(opener: Opener) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
+    await opener.place(ANN, at("n1", 1))
+    await opener.place(BOB, at("n1", 1))
+    await opener.one(MarkDraining(at("n1", 1), "announced"))
+    move = TakeOver(ANN, Epoch(3), at("n1", 1), at("n2", 2), "drain")
+    assert isinstance(await opener.one(move), UserTakenOver)
+    await opener.one(FenceNode(at("n1", 1), "stopped", Evidence.PROOF))
+    late = TakeOver(BOB, Epoch(4), at("n1", 1), at("n2", 2), "drain")
+    assert isinstance(await opener.one(late), UserTakenOver)
+
+
+async def test_placements_of_an_incarnation_are_listed_in_pages(opener: Opener) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
+    users = [UserKey(tenant, f"u{n}") for tenant in ("a", "b") for n in range(4)]
+    mine = [await opener.place(user, at("n1", 1)) for user in users[::2]]
+    for user in users[1::2]:
+        await opener.place(user, at("n2", 2))
+    first = await opener.one(ListPlacements(at("n1", 1), None, 3))
+    assert first == PlacementPage(tuple(mine[:3]), True)
+    last = await opener.one(ListPlacements(at("n1", 1), mine[2].user, 3))
+    assert last == PlacementPage(tuple(mine[3:]), False)
+    assert await opener.one(ListPlacements(at("n1", 1), None, 4)) == PlacementPage(
+        tuple(mine), False
+    )
+    # Also of an incarnation that is over, and none of another one.
+    await opener.one(FenceNode(at("n1", 1), "lost", Evidence.PROOF))
+    assert await opener.one(ListPlacements(at("n1", 1), None, 1)) == PlacementPage((mine[0],), True)
+    assert await opener.one(ListPlacements(at("n1", 7), None, 9)) == PlacementPage((), False)
+
+
+async def test_a_raised_generation_is_above_every_epoch_before_and_stays(opener: Opener) -> None:
+    await opener.one(JoinNode(claim()))
+    before = await opener.place(ANN, at("n1", 1))
+    assert await opener.one(RaiseGeneration(3, "the log has fence 9")) == GenerationIs(3, True)
+    assert await opener.one(RaiseGeneration(3, "again")) == GenerationIs(3, False)
+    assert await opener.one(RaiseGeneration(1, "lower")) == GenerationIs(3, False)
+    after = await opener.place(BOB, at("n1", 1))
+    assert after.epoch == 3 << GENERATION_SHIFT | 4
+    assert after.epoch > before.epoch
+    assert (await opener.reopen()).generation == 3
+    # Placements from before are what they were.
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(before, True)
+    release = ReleasePlacement(ANN, before.epoch, at("n1", 1), "idle")
+    assert await opener.one(release) == PlacementReleased(True, None)
+    rows = await opener.store.ledger(None, 9)
+    assert [(row.kind, row.cause, row.evidence) for row in rows if row.kind == "generation"] == [
+        ("generation", "the log has fence 9", "now 3")
+    ]
+
+
+async def test_strict_users_of_a_held_incarnation_stay_until_the_hold_is_lifted(
+    opener: Opener,
+) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
+    strict = await opener.place(ANN, at("n1", 1))
+    await opener.place(BOB, at("n1", 1))
+    await opener.one(FenceNode(at("n1", 1), "silent", Evidence.MISSED_BEATS, "", hold=True))
+    # The hold is in the store: a restart does not end it.
+    assert (await opener.reopen()).holds == (Hold(at("n1", 1), 77),)
+    held = PlaceUser(ANN, at("n2", 2), "resolve", strict=True)
+    assert await opener.one(held) == UserHeld(strict)
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(strict, False)
+    # Users of other tenants are taken over at once, and new ones are placed.
+    assert (await opener.place(BOB, at("n2", 2))).node_id == "n2"
+    new = PlaceUser(UserKey("acme", "new"), at("n2", 2), "resolve", strict=True)
+    assert isinstance(await opener.one(new), UserPlaced)
+    assert await opener.one(LiftHold(at("n1", 1))) == Done(True)
+    assert await opener.one(LiftHold(at("n1", 1))) == Done(False)
+    assert isinstance(await opener.one(held), UserPlaced)
+    assert (await opener.reopen()).holds == ()
+
+
+async def test_a_fence_without_a_hold_holds_nobody(opener: Opener) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
+    await opener.place(ANN, at("n1", 1))
+    await opener.one(FenceNode(at("n1", 1), "lost", Evidence.PROOF))
+    placed = await opener.one(PlaceUser(ANN, at("n2", 2), "resolve", strict=True))
+    assert isinstance(placed, UserPlaced) and placed.created
+
+
 async def test_everything_is_there_after_a_restart_and_epochs_grow_on(opener: Opener) -> None:
     await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")), JoinNode(claim("n3", "c")))
     ann = await opener.place(ANN, at("n1", 1))
     await opener.place(BOB, at("n3", 3))
-    await opener.one(DrainNode(at("n2", 2), "announced"))
+    await opener.one(MarkDraining(at("n2", 2), "announced"))
     await opener.one(FenceNode(at("n3", 3), "lost", Evidence.PROOF))
     view = await opener.reopen()
     assert view.revision == 7
@@ -270,18 +414,20 @@ async def test_everything_is_there_after_a_restart_and_epochs_grow_on(opener: Op
 
 async def test_the_ledger_tells_what_happened_with_cause_and_evidence(opener: Opener) -> None:
     await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
-    await opener.place(ANN, at("n1", 1))
+    trace = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+    await opener.one(PlaceUser(ANN, at("n1", 1), "resolve", traceparent=trace))
     await opener.one(FenceNode(at("n1", 1), "lost", Evidence.BROKEN_AND_REFUSED, "refused"))
     await opener.place(ANN, at("n2", 2))
     await opener.one(ReleasePlacement(ANN, Epoch(3), at("n1", 1), "idle"))
-    trace = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
-    refusal = RecordRefusal("stale_append", "fence 5", ANN, Epoch(3), at("n1", 1), trace)
-    await opener.one(refusal)
-    await opener.one(DrainNode(at("n2", 2), "announced"))
+    refusal = Violation(ViolationKind.STALE_APPEND, "fence 5", ANN, Epoch(3), at("n1", 1))
+    recorded = await opener.one(RecordViolation(refusal, "agent:n1"))
+    assert recorded == ViolationRecorded(1)
+    await opener.one(MarkDraining(at("n2", 2), "announced"))
     await opener.one(ReleasePlacement(ANN, Epoch(5), at("n2", 2), "idle"))
     rows = (await opener.store.ledger(None, 100))[::-1]
-    assert [row.number for row in rows] == list(range(1, 10))
+    assert [row.number for row in rows] == list(range(1, 8))
     assert {row.at_ms for row in rows} == {AT_MS}
+    assert [row.traceparent for row in rows] == ["", "", trace, "", "", "", ""]
     told = [(row.revision, row.kind, row.cause, row.evidence) for row in rows]
     assert told == [
         (1, "join", "a.host:4000", ""),
@@ -289,15 +435,13 @@ async def test_the_ledger_tells_what_happened_with_cause_and_evidence(opener: Op
         (3, "place", "resolve", ""),
         (4, "fence", "lost", "B: refused"),
         (5, "takeover", "resolve", "was on n1/1 under 3, which is not alive"),
-        (5, "refusal", "stale_release", "is on n2/2 under 5"),
-        (5, "refusal", "stale_append", "fence 5"),
         (6, "drain", "announced", ""),
         (7, "release", "idle", ""),
     ]
-    mine = await opener.store.ledger(ANN, 3)
-    assert [row.kind for row in mine] == ["release", "refusal", "refusal"]
-    assert (mine[1].tenant, mine[1].user, mine[1].epoch) == ("acme", "ann", 3)
-    assert (mine[1].node_id, mine[1].node_rev, mine[1].traceparent) == ("n1", 1, trace)
+    mine = await opener.store.ledger(ANN, 2)
+    assert [row.kind for row in mine] == ["release", "takeover"]
+    assert (mine[1].tenant, mine[1].user, mine[1].epoch) == ("acme", "ann", 5)
+    assert (mine[1].node_id, mine[1].node_rev) == ("n2", 2)
     assert await opener.store.ledger(BOB, 10) == []
 
 

@@ -5,21 +5,33 @@ in order. The store is a real `MemoryDisk`, whose outcomes are given to the mach
 unless `store hold` was said. `STEWARD_REWRITE=1` writes what happens now into the files:
 read the diff before you believe it.
 
-    node PEER ID NONCE [pid=N] [capacity=N]      edge PEER
-    beat|drain PEER   renew PEER N               close PEER reset|eof    hangup PEER
+    node PEER ID NONCE [pid=N] [capacity=N] [zone=Z]      edge PEER
+    beat PEER... [nolog]   renew PEER N          close PEER reset|eof    hangup PEER
     resolve PEER USER[>=EPOCH]...                confirm PEER USER...    find PEER USER
     release PEER USER@EPOCH...                   unreachable PEER NODE/REV
+    handoff PEER USER@EPOCH[+]... (a release by plan; + has open runs)
+    announce PEER (the node drains)              adopt PEER USER...      loghead PEER EPOCH
+    drain|fence PEER NODE   move PEER USER [NODE]   evict PEER USER (by an operator)
     death PEER NODE PID                          dial N refused|accepted|timed_out
     after MS (time passes)                       tick MS (and the timer comes)
     live MS PEER... (tick, while these nodes beat and renew)
     store hold|apply|deliver|unknown|lost        store reversed (the last outcome first)
-    restart                                      ledger [N]
+    store away (nothing gets there, and nothing will until it says deliver)
+    restart [FIELD=N]... (with this configuration from now on)           ledger [N]
+    restore (the disk becomes what it was when `backup` was said)        backup
     elsewhere USER@EPOCH NODE/REV NODE/REV (another replica moves the user)
     refusal PEER KIND USER@EPOCH                 describe PEER           term
+    violations (all that are recorded)
+
+Users are of tenant t, or written tenant:name. Beats, and what everybody is told at each change of
+the cluster, are printed after `show cluster` only; so is the question for the log's head,
+which every node answers with 0 until `quiet logs` was said.
 """
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,14 +48,27 @@ from registry_service.core.transactions import (
     Unknown,
 )
 from registry_service.store.memory import MemoryDisk
-from steward.model.keys import EdgeId, Epoch, NodeId, NodeIncarnation, NodeRev, UserKey
+from steward.model.keys import (
+    GENERATION_SHIFT,
+    EdgeId,
+    Epoch,
+    NodeId,
+    NodeIncarnation,
+    NodeRev,
+    UserKey,
+)
 from steward.model.placement import Placement
 
 FILES = sorted(Path(__file__).parent.glob("*.txt"))
 
 
 def user(text: str) -> UserKey:
-    return UserKey("t", text)
+    tenant, _, name = text.rpartition(":")
+    return UserKey(tenant or "t", name)
+
+
+def show_user(who: UserKey) -> str:
+    return who.user if who.tenant == "t" else f"{who.tenant}:{who.user}"
 
 
 def at_epoch(text: str) -> tuple[UserKey, Epoch]:
@@ -68,6 +93,10 @@ class World:
         self.holding = False
         self.lines: list[str] = []
         self.request = 0
+        self.config = RegistryConfig()
+        self.show_cluster = False
+        self.quiet_logs = False
+        self.saved: MemoryDisk | None = None
         self.do_restart()
 
     def peer(self, name: str) -> PeerId:
@@ -88,11 +117,27 @@ class World:
                     self.held.append((effect, None))
                     kinds = " ".join(type(each).__name__ for each in effect.operations)
                     self.lines.append(f"commit {effect.transaction}: {kinds}")
-                elif not (
-                    isinstance(effect, effects.Send)
-                    and isinstance(effect.message, effects.RegistryBeat)
-                ):
-                    self.lines.append(self.show(effect))
+                else:
+                    self.lines += self.show_unless_hidden(effect)
+                    waiting += self.answers(effect)
+
+    def show_unless_hidden(self, effect: effects.Effect) -> list[str]:
+        if isinstance(effect, effects.Send):
+            match effect.message:
+                case effects.RegistryBeat():
+                    return []
+                case effects.ClusterNodes() | effects.ClusterMembers() if not self.show_cluster:
+                    return []
+                case effects.AskLogHead() if not self.quiet_logs:
+                    return []
+        return [self.show(effect)]
+
+    def answers(self, effect: effects.Effect) -> list[Command]:
+        """What a node says at once: an empty log, unless logs are quiet."""
+        match effect:
+            case effects.Send(peer, effects.AskLogHead()) if not self.quiet_logs:
+                return [commands.ReportLogHead(peer, Epoch(0))]
+        return []
 
     def run(self, line: str) -> list[str]:
         self.lines = []
@@ -103,8 +148,14 @@ class World:
 
     # Commands
 
-    def do_restart(self) -> None:
-        self.machine = Registry(RegistryConfig())
+    def do_restart(self, *options: str) -> None:
+        for option in options:
+            field, _, value = option.partition("=")
+            if field == "strict":
+                self.config = replace(self.config, strict_tenants=frozenset(value.split(",")))
+            else:
+                self.config = replace(self.config, **{field: int(value)})
+        self.machine = Registry(self.config)
         self.held = []
         self.term, view = self.disk.open()
         self.give(commands.Recover(view))
@@ -114,20 +165,33 @@ class World:
         self.disk.open()
 
     def do_node(self, peer: str, node_id: str, nonce: str, *options: str) -> None:
-        extra = {key: int(value) for key, _, value in (word.partition("=") for word in options)}
+        extra = {key: value for key, _, value in (word.partition("=") for word in options)}
         claim = NodeClaim(
-            NodeId(node_id), "boot", nonce, f"{nonce}.host:1", capacity=0, version="1", pid=1
+            NodeId(node_id),
+            "boot",
+            nonce,
+            f"{nonce}.host:1",
+            zone=extra.get("zone", ""),
+            capacity=int(extra.get("capacity", 0)),
+            version="1",
+            pid=int(extra.get("pid", 1)),
         )
-        if extra:
-            claim = NodeClaim(
-                claim.node_id,
-                claim.boot_id,
-                nonce,
-                claim.address,
-                capacity=extra.get("capacity", 0),
-                pid=extra.get("pid", 1),
-            )
         self.give(commands.OpenNodeSession(self.peer(peer), claim))
+
+    def do_show(self, what: str) -> None:
+        assert what == "cluster"
+        self.show_cluster = True
+
+    def do_quiet(self, what: str) -> None:
+        assert what == "logs"
+        self.quiet_logs = True
+
+    def do_backup(self) -> None:
+        self.saved = deepcopy(self.disk)
+
+    def do_restore(self) -> None:
+        assert self.saved is not None
+        self.disk = deepcopy(self.saved)
 
     def do_edge(self, peer: str) -> None:
         self.give(commands.OpenEdgeSession(self.peer(peer), EdgeId(peer)))
@@ -136,14 +200,36 @@ class World:
         self.give(commands.CloseEdgeSession(self.peer(peer)))
 
     def do_beat(self, *peers: str) -> None:
+        reachable = "nolog" not in peers
         for peer in peers:
-            self.give(commands.ReceiveBeat(self.peer(peer)))
+            if peer != "nolog":
+                self.give(commands.ReceiveBeat(self.peer(peer), log_reachable=reachable))
 
     def do_renew(self, peer: str, renewal: str) -> None:
         self.give(commands.RenewLease(self.peer(peer), int(renewal)))
 
-    def do_drain(self, peer: str) -> None:
+    def do_announce(self, peer: str) -> None:
         self.give(commands.AnnounceDrain(self.peer(peer)))
+
+    def do_drain(self, peer: str, node_id: str) -> None:
+        self.give(commands.DrainNode(self.peer(peer), NodeId(node_id)))
+
+    def do_fence(self, peer: str, node_id: str) -> None:
+        self.give(commands.FenceNodeByOperator(self.peer(peer), NodeId(node_id), "it is sick"))
+
+    def do_move(self, peer: str, name: str, node_id: str = "") -> None:
+        self.give(commands.MoveUser(self.peer(peer), user(name), NodeId(node_id)))
+
+    def do_evict(self, peer: str, name: str) -> None:
+        self.give(commands.EvictUser(self.peer(peer), user(name), "abuse"))
+
+    def do_adopt(self, peer: str, *names: str) -> None:
+        self.give(commands.AdoptUsers(self.peer(peer), tuple(map(user, names))))
+
+    def do_loghead(self, peer: str, fence: str) -> None:
+        generation, _, revision = fence.rpartition(":")
+        epoch = int(generation or 0) << GENERATION_SHIFT | int(revision)
+        self.give(commands.ReportLogHead(self.peer(peer), Epoch(epoch)))
 
     def do_close(self, peer: str, end: str) -> None:
         self.give(commands.CloseNodeSession(self.peer(peer), StreamEnd(end)))
@@ -168,6 +254,15 @@ class World:
 
     def do_release(self, peer: str, *words: str) -> None:
         releases = tuple(commands.Release(*at_epoch(word), "idle") for word in words)
+        self.give(commands.ReleasePlacements(self.peer(peer), 0, releases))
+
+    def do_handoff(self, peer: str, *words: str) -> None:
+        releases = tuple(
+            commands.Release(
+                *at_epoch(word.rstrip("+")), "handoff", handoff=True, activate=word.endswith("+")
+            )
+            for word in words
+        )
         self.give(commands.ReleasePlacements(self.peer(peer), 0, releases))
 
     def do_refusal(self, peer: str, kind: str, word: str) -> None:
@@ -203,14 +298,14 @@ class World:
         self.lines = [line for line in self.lines if not line.endswith("< renewed 0")]
 
     def do_store(self, what: str) -> None:
-        self.holding = what in ("hold", "apply")
+        self.holding = what in ("hold", "apply", "away")
         if what == "hold":
             return
         held, self.held = self.held, []
         if what == "reversed":
             held.reverse()
         for commit, outcome in held:
-            if what != "unknown" and outcome is None:
+            if what not in ("unknown", "away") and outcome is None:
                 outcome = self.disk.apply(self.term, commit.operations)
             if what == "apply":
                 self.held.append((commit, outcome))
@@ -227,10 +322,17 @@ class World:
 
     def do_ledger(self, count: str = "100") -> None:
         for row in self.disk.rows[-int(count) :]:
-            who = f" {row.user}@{row.epoch}" if row.user else ""
+            who = f" {row.user}@{show_epoch(row.epoch)}" if row.user else ""
             node = f" on {row.node_id}/{row.node_rev}" if row.node_id else ""
             why = f" [{row.evidence}]" if row.evidence else ""
             self.lines.append(f"{row.revision} {row.kind}{who}{node}: {row.cause}{why}")
+
+    def do_violations(self) -> None:
+        for row in self.disk.violations.read(0, 100, None, False):
+            who = f" {row.user}@{show_epoch(row.epoch)}" if row.user else ""
+            node = f" on {row.node_id}/{row.node_rev}" if row.node_id else ""
+            what = f"{row.severity} {row.kind}{who}{node}: {row.evidence}"
+            self.lines.append(f"{row.number} {what} ({row.reporter})")
 
     # Printing
 
@@ -248,8 +350,12 @@ class World:
                 return f"draining {show_node(incarnation)}"
             case effects.NodeLost(incarnation, cause, evidence, detail):
                 return f"lost {show_node(incarnation)}: {cause} [{evidence.value}: {detail}]"
-            case effects.RefusalRecorded(kind, detail):
-                return f"refusal {kind}: {detail}"
+            case effects.ViolationSeen(_, violation, reporter):
+                return f"{violation.severity} {violation.kind}: {violation.evidence} ({reporter})"
+            case effects.PlacementEnded(who, cause, took):
+                return f"{cause} of {show_user(who)} took {took} ms"
+            case effects.GenerationRaised(generation, cause):
+                return f"generation {generation}: {cause}"
             case effects.GraceBegun(cause, until):
                 return f"grace until {until}: {cause}"
             case effects.Halt(cause):
@@ -260,30 +366,53 @@ class World:
         match message:
             case effects.ManagersResolved(_, results, cached):
                 return f"resolved {', '.join(map(show_result, results))} ({cached} cached)"
-            case effects.PlacementsGranted(placements):
-                return f"granted {', '.join(map(show_result, placements))}"
+            case effects.PlacementsGranted(placements, activate):
+                how = "granted and to be activated" if activate else "granted"
+                return f"{how} {', '.join(map(show_result, placements))}"
+            case effects.HandOffUsers(users, cause):
+                return f"hand off ({cause}) {', '.join(map(show_owned, users))}"
+            case effects.EvictManagers(users):
+                return f"evict {', '.join(map(show_owned, users))}"
+            case effects.EvictSessions(who, cause):
+                return f"end the sessions of {show_user(who)}: {cause}"
+            case effects.PlacementMoved(placement):
+                return f"moved {show_result(placement)}"
+            case effects.ClusterMembers(node_ids):
+                return f"members {' '.join(node_ids) or 'nobody'}"
+            case effects.ClusterNodes(nodes):
+                return f"nodes {' '.join(map(show_status, nodes)) or 'none'}"
+            case effects.AskLogHead():
+                return "what is the head of the log?"
             case effects.PlacementsConfirmed(_, placements):
                 return f"confirmed {', '.join(map(show_result, placements)) or 'nobody'}"
             case effects.PlacementsReleased(_, deleted):
                 return f"released {deleted}"
             case effects.NodeFenced(incarnation, cause):
                 return f"fenced {show_node(incarnation)}: {cause}"
-            case effects.NodeWelcome(node_rev):
-                return f"welcome {node_rev}"
+            case effects.NodeWelcome(node_rev, strict_tenants=strict):
+                tenants = f", strict: {' '.join(strict)}" if strict else ""
+                return f"welcome {node_rev}{tenants}"
             case effects.LeaseRenewed(renewal):
                 return f"renewed {renewal}"
             case effects.EdgeWelcome():
                 return "welcome"
-            case effects.PlacementFound(placement, alive):
-                return f"found {show_result(placement) if placement else 'nobody'} alive={alive}"
+            case effects.PlacementFound(placement, alive, edges):
+                where = show_result(placement) if placement else "nobody"
+                asked = f" for {' '.join(edges)}" if edges else ""
+                return f"found {where} alive={alive}{asked}"
             case effects.ClusterDescribed(nodes, revision, placements, edges):
-                names = " ".join(
-                    show_node(node.record.incarnation) + ("(draining)" if node.draining else "")
-                    for node in nodes
-                )
+                names = " ".join(map(show_status, nodes))
                 return f"cluster [{names}] rev={revision} placements={placements} edges={edges}"
             case effects.DeathRecorded(fenced):
                 return f"death recorded fenced={fenced}"
+            case effects.NodeDrained(node_rev, placements):
+                return f"draining {node_rev}, {placements} to move"
+            case effects.NodeFencedByOperator(node_rev):
+                return f"fenced {node_rev}"
+            case effects.UserMoved(placement, from_node):
+                return f"moved {show_result(placement)} from {from_node}"
+            case effects.UserEvicted(epoch):
+                return f"evicted, epoch {epoch} is over"
             case effects.Refused(reason, why):
                 return f"refused {reason}: {why}"
         raise AssertionError(message)
@@ -293,10 +422,25 @@ def show_node(incarnation: NodeIncarnation) -> str:
     return f"{incarnation.node_id}/{incarnation.node_rev}"
 
 
+def show_status(node: effects.NodeStatus) -> str:
+    return show_node(node.record.incarnation) + ("(draining)" if node.draining else "")
+
+
+def show_epoch(epoch: int) -> str:
+    """Revision alone in generation 0, else generation:revision."""
+    generation, revision = divmod(epoch, 1 << GENERATION_SHIFT)
+    return f"{generation}:{revision}" if generation else str(revision)
+
+
+def show_owned(owned: effects.OwnedUser) -> str:
+    return f"{show_user(owned.user)}@{show_epoch(owned.epoch)}"
+
+
 def show_result(result: Placement | effects.UserRefused) -> str:
     if isinstance(result, Placement):
-        return f"{result.user.user}@{result.epoch} on {show_node(result.incarnation)}"
-    return f"{result.user.user} {result.reason} after {result.retry_after_ms} ms"
+        epoch = show_epoch(result.epoch)
+        return f"{show_user(result.user)}@{epoch} on {show_node(result.incarnation)}"
+    return f"{show_user(result.user)} {result.reason} after {result.retry_after_ms} ms"
 
 
 def play(text: str) -> str:

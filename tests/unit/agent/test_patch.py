@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steward.agent.patch import diff
+from steward.agent.patch import apply, diff
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.0, 1.0]) | st.text("ab/~"),
@@ -50,6 +50,12 @@ def _text(value: Any) -> str:
 @given(STATES, STATES)
 def test_a_patch_turns_the_old_state_into_the_new(old: dict[str, Any], new: dict[str, Any]) -> None:
     assert _text(_apply(old, diff(old, new))) == _text(new)
+
+
+@given(STATES, STATES)
+def test_applied_in_place_it_does_the_same(old: dict[str, Any], new: dict[str, Any]) -> None:
+    apply(diff(old, new), old)
+    assert _text(old) == _text(new)
 
 
 @given(STATES)

@@ -1,6 +1,7 @@
 """What waits for an edge travels in messages that gRPC takes, whatever the size of the events."""
 
-from agent_service.server import MOST_BYTES_PER_BATCH, batches_of
+from agent_service.server import MOST_BYTES_PER_BATCH, EdgeStream, Probe, batches_of
+from steward.model.keys import EdgeId, Epoch, UserKey
 from steward.rpc.factory import MAX_MESSAGE_BYTES
 from steward.v1 import agent_service_pb2 as pb
 
@@ -10,7 +11,7 @@ def delivery(first: int, size: int) -> pb.Delivery:
 
 
 def test_large_events_travel_in_several_messages_in_their_order() -> None:
-    items: list[pb.Answer | pb.Delivery] = [delivery(n, 1_000_000) for n in range(1, 41)]
+    items = [delivery(n, 1_000_000) for n in range(1, 41)]
     batches = list(batches_of(items))
     assert all(batch.ByteSize() < MAX_MESSAGE_BYTES for batch in batches)
     assert all(batch.ByteSize() <= MOST_BYTES_PER_BATCH + 1_000 for batch in batches)
@@ -33,3 +34,23 @@ def test_an_item_above_the_bound_travels_alone() -> None:
         [2],
         [3],
     ]
+
+
+def test_a_probe_comes_back_behind_what_was_put_before_it() -> None:
+    items = [delivery(n, 1_000_000) for n in range(1, 11)]
+    batches = list(batches_of([*items[:9], Probe(3), items[9], Probe(4)]))
+    seen: list[int] = []
+    for batch in batches:
+        seen += [one.first_sequence for one in batch.deliveries]
+        for number in batch.probes:
+            assert seen[:9] == list(range(1, 10)) if number == 3 else seen == list(range(1, 11))
+    assert [number for batch in batches for number in batch.probes] == [3, 4]
+
+
+def test_an_aborted_stream_takes_nothing_more() -> None:
+    stream = EdgeStream(EdgeId("edge-0#1"))
+    stream.probed(1)
+    stream.abort()
+    stream.client_taken(UserKey("default", "alice"), Epoch(3), "phone")
+    assert stream.aborted
+    assert len(stream.outbox) == 1, "what waits is not sent either"

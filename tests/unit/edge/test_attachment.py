@@ -13,7 +13,12 @@ from edge.core.attachment import (
     Answered,
     Attachment,
     AttachmentState,
+    ClientCame,
+    ClientLeft,
     Effect,
+    EndClient,
+    EndSessions,
+    Evicted,
     HeadKnown,
     NodeLost,
     Occupied,
@@ -31,11 +36,13 @@ from edge.core.attachment import (
 )
 from edge.core.commands import (
     Accepted,
+    AnnounceClient,
     Answer,
     AnswerBody,
     Attach,
     Attached,
     CancelRun,
+    ClientTaken,
     Detach,
     ManagerLost,
     Refused,
@@ -292,3 +299,103 @@ def test_a_command_without_an_answer_keeps_the_attachment_for_a_while() -> None:
     attachment.handle(1, Vacated())
     assert attachment.handle(1 + LINGER_MS, Tick()) == []
     assert attachment.handle(1 + ABANDON_MS, Tick())[-1] == Over()
+
+
+# ---- many at once, planned moves, evictions
+
+
+def test_of_many_that_were_lost_at_once_some_look_later() -> None:
+    attachment = live()
+    lost = placement(7).incarnation
+    assert attachment.handle(1000, NodeLost(lost, True, wait_ms=50)) == []
+    assert attachment.live_epoch == 0 and attachment.next_deadline() == 1050
+    assert attachment.handle(1049, Tick()) == []
+    assert attachment.handle(1050, Tick()) == [ResolveManager(8)]
+
+
+def test_who_waits_for_its_turn_follows_a_move_at_once() -> None:
+    attachment = live()
+    attachment.handle(1000, NodeLost(placement(7).incarnation, True, wait_ms=50))
+    (asked,) = commands(attachment.handle(1001, PlacementMoved(placement(9, "n2"))))
+    assert asked.command.body == Attach(1) and asked.placement.node_id == "n2"
+    assert attachment.next_deadline() == 1001 + ATTACH_ANSWER_MS
+
+
+def test_after_a_planned_move_the_gap_counts_from_when_the_old_manager_let_go() -> None:
+    attachment = live()
+    moved = ManagerLost(Reason.MANAGER_MOVED.value, 0)
+    assert attachment.handle(1000, answer(7, 0, moved)) == [ResolveManager(8)]
+    (asked,) = commands(attachment.handle(1040, PlacementMoved(placement(9, "n2"))))
+    assert asked.command.body == Attach(40)
+    # The registry's answer to the question that was asked meanwhile changes nothing.
+    assert attachment.handle(1041, Resolved(placement(9, "n2"))) == []
+
+
+@pytest.mark.parametrize("pushed", [True, False])
+def test_an_evicted_user_loses_every_session_and_is_never_attached_again(pushed: bool) -> None:
+    attachment = live()
+    attachment.handle(0, Submit(1, "", message("m1")))
+    told = answer(7, 0, ManagerLost(Reason.USER_EVICTED.value, 0))
+    effects = attachment.handle(10, Evicted() if pushed else told)
+    settled, ended, detach, over = effects
+    assert isinstance(settled, Settle) and isinstance(settled.outcome, Refused)
+    assert settled.outcome.reason is Reason.USER_EVICTED
+    assert ended == EndSessions(Reason.USER_EVICTED) and over == Over()
+    assert isinstance(detach, SendCommand) and detach.command.body == Detach()
+    assert attachment.state is AttachmentState.IDLE
+    for late in (PlacementMoved(placement(9)), Resolved(placement(9)), Tick()):
+        assert attachment.handle(20_000, late) == []
+
+
+def test_news_of_an_earlier_manager_s_eviction_changes_nothing() -> None:
+    attachment = live()
+    assert attachment.handle(0, answer(6, 0, ManagerLost("USER_EVICTED", 0))) == []
+    assert attachment.live_epoch == 7
+
+
+# ---- client ids
+
+
+def announced(effects: list[Effect]) -> list[tuple[str, int]]:
+    """What is announced, with the number of the marker behind it."""
+    sent = [command.command for command in commands(effects)]
+    return [
+        (command.body.client_id, marker.command_id)
+        for command, marker in itertools.pairwise(sent)
+        if isinstance(command.body, AnnounceClient) and marker.body == Attach()
+    ]
+
+
+def marked(marker: int, epoch: int = 7) -> Answered:
+    return answer(epoch, marker, Attached(StreamId("s1"), 5, 1))
+
+
+def test_a_client_is_announced_when_attached_and_before_waiting_commands() -> None:
+    attachment = fresh()
+    assert attachment.handle(0, ClientCame("tab")) == []
+    attachment.handle(0, Submit(1, "", message("m1")))
+    effects = attach(attachment, 7)
+    assert [name for name, _ in announced(effects)] == ["tab"]
+    last = effects[-1]
+    assert isinstance(last, SendCommand) and last.command.body == message("m1")
+
+
+def test_only_what_no_manager_heard_of_is_announced_to_the_next_one() -> None:
+    attachment = live()
+    markers = [announced(attachment.handle(0, ClientCame(name)))[0][1] for name in "abc"]
+    assert attachment.handle(0, marked(markers[0])) == []
+    attachment.handle(0, ClientLeft("c"))
+    attachment.handle(0, answer(7, 0, ManagerLost("LEASE_EXPIRED", 0)))
+    assert attachment.handle(0, marked(markers[2])) == []
+    ((name, marker),) = announced(attach(attachment, 8))
+    assert name == "b" and marker > max(markers)
+
+
+def test_a_newer_client_elsewhere_ends_the_one_here_unless_that_is_newer_still() -> None:
+    attachment = live()
+    taken = answer(7, 0, ClientTaken("tab"))
+    assert attachment.handle(0, taken) == []
+    ((_, marker),) = announced(attachment.handle(0, ClientCame("tab")))
+    assert attachment.handle(0, taken) == []
+    attachment.handle(0, marked(marker))
+    assert attachment.handle(0, taken) == [EndClient("tab")]

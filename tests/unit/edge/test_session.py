@@ -38,6 +38,7 @@ from edge.core.session_values import (
     PeerLeft,
     ReadFailed,
     ReadPage,
+    Report,
     Send,
     SendEvents,
     SendPing,
@@ -52,6 +53,7 @@ from edge.core.session_values import (
 from steward.errors import Reason, StewardError
 from steward.model.identity import Identity
 from steward.model.keys import ConnectionId, Epoch, NodeId, StreamId, UserKey
+from steward.model.violations import ViolationKind
 
 ALICE = UserKey("default", "alice")
 BEAT = 15_000
@@ -179,6 +181,29 @@ def test_another_stream_or_a_shorter_one_ends_the_connection() -> None:
     for other in (head(20, stream="s2"), head(8)):
         session = opened(10)
         assert closes(session.handle(0, StreamAttached(other))) == [4006]
+
+
+def test_a_stream_that_went_back_is_a_breach_and_an_erased_one_is_none() -> None:
+    session = opened(10)
+    session.offer(events(11, 12))
+    effects = session.handle(0, StreamAttached(head(11)))
+    assert isinstance(effects[0], Report)
+    assert effects[0].kind is ViolationKind.STREAM_WENT_BACK
+    assert "12" in effects[0].evidence and "11" in effects[0].evidence
+    assert closes(effects) == [4006]
+    erased = opened(10).handle(0, StreamAttached(head(3, stream="s2")))
+    assert not [e for e in erased if isinstance(e, Report)]
+
+
+def test_a_message_that_names_a_user_is_refused_and_put_on_record() -> None:
+    session = opened(0)
+    frame = orjson.dumps({"type": "user_message", "id": "m1", "content": "x", "user_id": "bob"})
+    effects = session.handle(0, TextReceived(frame))
+    assert effects[0] == Report(
+        ViolationKind.FOREIGN_USER, "user_id comes from the token; leave it out"
+    )
+    assert [m["ref"] for m in messages(effects)] == ["m1"]
+    assert not [e for e in session.handle(0, TextReceived(b"?")) if isinstance(e, Report)]
 
 
 def test_a_page_that_does_not_continue_ends_the_connection() -> None:
@@ -426,6 +451,15 @@ def test_leaving_is_announced_and_then_done() -> None:
     assert messages(effects) == [{"type": "going_away", "reconnect_after_ms": 700}]
     assert session.next_deadline() == 800
     assert closes(session.handle(800, Tick())) == [4002]
+
+
+def test_who_leaves_already_is_not_kept_longer_by_another_reason() -> None:
+    session = opened(10)
+    session.handle(100, Leave(Reason.EDGE_DRAINING, 700))
+    assert session.handle(200, Leave(Reason.MANAGER_UNAVAILABLE, 600)) == []
+    sooner = session.handle(200, Leave(Reason.MANAGER_UNAVAILABLE, 100))
+    assert messages(sooner) == [{"type": "going_away", "reconnect_after_ms": 100}]
+    assert closes(session.handle(300, Tick())) == [4006]
 
 
 def test_nothing_is_sent_before_ready_even_when_leaving() -> None:

@@ -29,13 +29,20 @@ from steward.model.verbs import EmitEvent, EventType, FinishRun, Outcome, RunKey
 EDGE = EdgeId("edge-0#1")
 ALICE = UserKey("default", "alice")
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
-POLICY = ManagerPolicy((AgentPolicy("echo", "queue"), AgentPolicy("other", "queue")))
+POLICY = ManagerPolicy(
+    (
+        AgentPolicy("echo", "queue"),
+        AgentPolicy("other", "queue"),
+        AgentPolicy("fragile", "queue", "fail"),
+    )
+)
 
 
 class World:
     """One log, and managers that are made on it as a node's host would."""
 
     def __init__(self) -> None:
+        self.user = ALICE
         self.log = LogState(lambda: StreamId("stream-of-alice"))
         self.now_ms = 1_000_000
         self.wall_ms = 1_700_000_000_000
@@ -43,7 +50,7 @@ class World:
         self.effects: list[Effect] = []
 
     def manager(
-        self, epoch: int, node: str = "node-0", user: UserKey = ALICE, gap_ms: int = 0
+        self, epoch: int, node: str = "node-0", user: UserKey = ALICE, gap_ms: int | None = 0
     ) -> Manager:
         incarnation = NodeIncarnation(NodeId(node), NodeRev(epoch))
         book = GrantBook(incarnation)

@@ -174,7 +174,7 @@ def test_an_unknown_agent_is_refused_with_the_names_that_are_served(
 ) -> None:
     refused = only(world.step(world.manager(5), message("m1", agent="nobody")), AnswerRefused)
     assert refused.reason is Reason.NOT_FOUND
-    assert "echo, other" in refused.message
+    assert "echo, other, fragile" in refused.message
 
 
 def test_cancel_completes_open_tools_and_the_run_exactly_once(
@@ -215,11 +215,11 @@ def test_cancel_of_a_run_that_never_was_is_not_found(world: Any) -> None:
     assert refused.reason is Reason.NOT_FOUND
 
 
-def test_a_new_manager_ends_what_it_finds_open_and_runs_what_waits(
+def test_a_new_manager_ends_what_does_not_resume_and_runs_what_waits(
     world: Any, message: Message, verb: Any
 ) -> None:
     old = world.manager(5)
-    key = only(world.step(old, message("m1")), StartRun).key
+    key = only(world.step(old, message("m1", agent="fragile")), StartRun).key
     call = {"tool_call_id": "c1", "tool_name": "query", "arguments": {}}
     world.step(old, ApplyVerbs((verb(key, 1, EventType.TOOL_EXECUTING, call),)))
     waiting = only(world.step(old, message("m2")), AnswerAccepted)
@@ -234,7 +234,7 @@ def test_a_new_manager_ends_what_it_finds_open_and_runs_what_waits(
         "gap_ms": 40,
     }
     assert tail[1]["data"]["error"]["type"] == "Interrupted"
-    assert tail[2]["data"]["outcome"] == "interrupted"
+    assert tail[2]["data"]["outcome"] == "failed"
     assert only(world.effects, StartRun).key.run_id == waiting.run_id
     assert [event["sequence"] for event in world.events()] == list(range(1, 10))
 

@@ -26,6 +26,7 @@ class Cluster:
         self.give(0, commands.Recover(view))
         claim = NodeClaim(NodeId("n1"), "boot", "nonce", "127.0.0.1:1")
         self.give(0, commands.OpenNodeSession(NODE, claim))
+        self.give(0, commands.ReportLogHead(NODE, Epoch(0)))
 
     def give(self, now_ms: int, command: Command) -> None:
         waiting = [command]

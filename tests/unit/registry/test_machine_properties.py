@@ -2,9 +2,13 @@
 
 Whatever happens in whatever order: an answer is a placement that the store granted, on
 the incarnation that it names, never below what was asked; a user's epochs only grow and
-each belongs to one incarnation; an edge hears of a fence only after it is in the store; every
-question is answered once; and when the world calms down, every user is placed.
+each belongs to one incarnation; an edge hears of a fence only after it is in the store, of a
+move only after it is there too; no user of a strict tenant is taken over while there is a
+hold; nobody is placed before the log's head is known; every question, of edges and
+operators, is answered once; and when the world calms down, every user is placed.
 """
+
+from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,20 +17,42 @@ from registry_service.core import commands, effects
 from registry_service.core.commands import Command, PeerId
 from registry_service.core.config import RegistryConfig
 from registry_service.core.registry import Registry
-from registry_service.core.transactions import NodeClaim, Unknown
+from registry_service.core.transactions import LiftHold, NodeClaim, Unknown
 from registry_service.store.memory import MemoryDisk
 from steward.model.keys import EdgeId, Epoch, NodeId, NodeIncarnation, UserKey
 from steward.model.placement import Placement
 
-USERS = [UserKey("t", name) for name in ("ann", "bob", "cid")]
+USERS = [UserKey("t", "ann"), UserKey("t", "bob"), UserKey("strict", "cid")]
 NODES = [NodeId("n1"), NodeId("n2")]
 EDGE = PeerId(1)
+CONFIG = RegistryConfig(
+    batch_operations=2,
+    handoffs_at_once=1,
+    list_page=1,
+    adopt_at_once=1,
+    strict_tenants=frozenset({"strict"}),
+)
+OPERATOR_ANSWERS = (
+    effects.NodeDrained
+    | effects.NodeFencedByOperator
+    | effects.UserMoved
+    | effects.UserEvicted
+    | effects.Refused
+)
 
 step = st.one_of(
     st.tuples(st.just("join"), st.sampled_from(NODES), st.booleans()),
     st.tuples(st.just("close"), st.integers(0, 3)),
     st.tuples(st.just("beat"), st.integers(0, 3)),
     st.tuples(st.just("drain"), st.integers(0, 3)),
+    st.tuples(st.just("deaf"), st.integers(0, 3)),
+    st.tuples(st.just("let_go"), st.booleans()),
+    st.tuples(st.just("adopt"), st.integers(0, 3)),
+    st.tuples(st.just("head"), st.integers(0, 3), st.sampled_from([0, 1, 1 << 48, 3 << 48])),
+    st.tuples(st.just("operator_drain"), st.sampled_from(NODES)),
+    st.tuples(st.just("operator_fence"), st.sampled_from(NODES)),
+    st.tuples(st.just("move"), st.sampled_from(USERS), st.sampled_from([*NODES, NodeId("")])),
+    st.tuples(st.just("evict"), st.sampled_from(USERS)),
     st.tuples(st.just("resolve"), st.sampled_from(USERS), st.integers(0, 2)),
     st.tuples(st.just("release"), st.sampled_from(USERS), st.booleans()),
     st.tuples(st.just("dial"), st.sampled_from(list(commands.DialOutcome))),
@@ -48,10 +74,16 @@ class World:
         self.requests = 0
         self.nonces = 0
         self.fenced: set[NodeIncarnation] = set()
+        self.unknown = 0
         self.restart()
 
     def restart(self) -> None:
-        self.machine = Registry(RegistryConfig(batch_operations=2))
+        self.machine = Registry(CONFIG)
+        self.head_known = False
+        # What operators wait for, and what nodes were asked to hand off and still have to.
+        self.operators: set[PeerId] = set()
+        self.handing_off: list[tuple[PeerId, effects.OwnedUser]] = []
+        self.moved: list[Placement] = []
         self.term, view = self.disk.open()
         self.pending: list[effects.Commit] = []
         self.dials: list[commands.DialId] = []
@@ -71,6 +103,15 @@ class World:
                     self.dials.append(dial)
                 case effects.Send(_, effects.ManagersResolved() as resolved):
                     self.check_answer(resolved)
+                case effects.Send(peer, message) if peer in self.operators:
+                    assert isinstance(message, OPERATOR_ANSWERS)
+                    self.operators.remove(peer)
+                case effects.Send(peer, effects.HandOffUsers(users)):
+                    assert len(users) == 1
+                    self.handing_off += [(peer, owned) for owned in users]
+                case effects.Send(peer, effects.PlacementMoved(placement)):
+                    assert peer == EDGE
+                    assert self.granted[placement.user, placement.epoch] == placement.incarnation
                 case effects.Send(peer, effects.NodeFenced(incarnation)) if peer == EDGE:
                     live = self.disk.nodes.get(incarnation.node_id)
                     assert live is None or live.incarnation != incarnation
@@ -87,11 +128,16 @@ class World:
 
     def apply(self, commit: effects.Commit) -> commands.FinishTransaction:
         before = dict(self.disk.placements)
+        held = set(self.disk.holds)
         outcome = self.disk.apply(self.term, commit.operations)
         for user, placement in self.disk.placements.items():
             if before.get(user) != placement:
                 newest = max((e for u, e in self.granted if u == user), default=0)
                 assert placement.epoch > newest
+                assert self.head_known
+                was = before.get(user)
+                if user.tenant == "strict" and was is not None and was.incarnation in held:
+                    assert any(isinstance(each, LiftHold) for each in commit.operations)
                 self.granted[user, placement.epoch] = placement.incarnation
         return commands.FinishTransaction(commit.transaction, outcome)
 
@@ -99,6 +145,7 @@ class World:
         if not self.pending:
             return
         commit = self.pending.pop(-1 if how == "last" else 0)
+        self.unknown += how in ("unknown", "lost")
         if how == "unknown":
             self.give(commands.FinishTransaction(commit.transaction, Unknown()))
         elif how == "lost":
@@ -139,10 +186,30 @@ class World:
                 release = commands.Release(user, epoch, "idle")
                 self.give(commands.ReleasePlacements(peer, 1, (release,)))
 
+    def let_go(self, handoff: bool) -> None:
+        """A node hands off, or only releases, what it was asked for first."""
+        if self.handing_off:
+            peer, (user, epoch) = self.handing_off.pop(0)
+            release = commands.Release(user, epoch, "handoff", handoff, activate=True)
+            self.give(commands.ReleasePlacements(peer, 1, (release,)))
+
+    def head(self, peer: PeerId, fence: int) -> None:
+        self.head_known = True
+        self.give(commands.ReportLogHead(peer, Epoch(fence)))
+
+    def ask(self, make: Callable[[PeerId], Command]) -> None:
+        """A command of an operator, who waits for one answer."""
+        self.peers += 1
+        self.operators.add(PeerId(self.peers))
+        self.give(make(PeerId(self.peers)))
+
     def pass_time(self, ms: int) -> None:
         end = self.now + ms
+        ticks = 0
         while (deadline := self.machine.next_deadline()) is not None and deadline <= end:
             assert deadline >= self.now
+            ticks += deadline == self.now
+            assert ticks < 50, "a deadline that never passes"
             self.now = deadline
             self.give(commands.Tick())
         self.now = end
@@ -168,6 +235,20 @@ class World:
                 self.pass_time(ms)
             case "restart", ():
                 self.restart()
+            case "let_go", (bool(handoff),):
+                self.let_go(handoff)
+            case "head", (int(index), int(fence)):
+                session = self.session(index)
+                if session is not None:
+                    self.head(session, fence)
+            case "operator_drain", (str(node_id),):
+                self.ask(lambda peer: commands.DrainNode(peer, NodeId(node_id)))
+            case "operator_fence", (str(node_id),):
+                self.ask(lambda peer: commands.FenceNodeByOperator(peer, NodeId(node_id), "sick"))
+            case "move", (UserKey() as user, str(node_id)):
+                self.ask(lambda peer: commands.MoveUser(peer, user, NodeId(node_id)))
+            case "evict", (UserKey() as user,):
+                self.ask(lambda peer: commands.EvictUser(peer, user, "abuse"))
             case _, (int(index),):
                 peer = self.session(index)
                 if peer is not None and action == "close":
@@ -175,6 +256,10 @@ class World:
                 elif peer is not None and action == "beat":
                     self.give(commands.ReceiveBeat(peer))
                     self.give(commands.RenewLease(peer, 1))
+                elif peer is not None and action == "deaf":
+                    self.give(commands.ReceiveBeat(peer, log_reachable=False))
+                elif peer is not None and action == "adopt":
+                    self.give(commands.AdoptUsers(peer, tuple(USERS)))
                 elif peer is not None:
                     self.give(commands.AnnounceDrain(peer))
 
@@ -183,13 +268,21 @@ class World:
         for _ in range(200):
             while self.pending:
                 self.store("commit")
-            if not self.asked:
+            if not self.asked and not self.operators:
                 break
-            self.pass_time(50)
+            self.pass_time(100)
         assert not self.asked
+        assert not self.operators
         self.join(NodeId("n9"), False)
         while self.pending:
             self.store("commit")
+        self.head(self.sessions[-1][0], 0)
+        for _ in range(30):
+            # Until the last hold is over.
+            while self.pending:
+                self.store("commit")
+            self.give(commands.RenewLease(self.sessions[-1][0], 1))
+            self.pass_time(200)
         for user in USERS:
             self.resolve(user, 0)
         while self.pending:
@@ -199,15 +292,32 @@ class World:
         for node in self.machine.snapshot().nodes:
             assert node.placing == 0
             held = [p for p in self.disk.placements.values() if p.incarnation == node.incarnation]
-            assert node.placements == len(held)
+            # A hint for balancing: exact, unless results were lost on the way.
+            assert abs(node.placements - len(held)) <= self.unknown
         assert self.machine.snapshot().store_queue == 0
         assert self.machine.snapshot().waiting == 0
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(step, max_size=60))
-def test_answers_are_granted_fresh_and_final_whatever_happens(steps: list[tuple[object]]) -> None:
+COMMIT = ("store", "commit")
+# Two nodes, a known log, and everybody placed: where moves begin.
+WARM: list[tuple[object, ...]] = [
+    ("join", NODES[0], False),
+    ("join", NODES[1], False),
+    *[COMMIT] * 2,
+    ("head", 0, 0),
+    *(("resolve", user, 0) for user in USERS),
+    *[COMMIT] * 4,
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from([[], WARM]), st.lists(step, min_size=15, max_size=90))
+def test_answers_are_granted_fresh_and_final_whatever_happens(
+    warm: list[tuple[object]], steps: list[tuple[object]]
+) -> None:
     world = World()
+    for action in warm:
+        world.do(*action)  # type: ignore[arg-type]
     for action in steps:
         world.do(*action)  # type: ignore[arg-type]
     world.calm()

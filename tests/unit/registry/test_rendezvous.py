@@ -1,10 +1,20 @@
 """Rules of choosing a node."""
 
+from dataclasses import dataclass
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_service.core.rendezvous import Candidate, choose, score
+from registry_service.core.rendezvous import choose
 from steward.model.keys import NodeId, UserKey
+from steward.model.rendezvous import score
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    node_id: NodeId
+    load: int
+    room: int = 1
 
 
 def users(count: int) -> list[UserKey]:
@@ -28,34 +38,35 @@ def test_two_keys_with_the_same_letters_have_different_scores() -> None:
 def test_no_node_ever_carries_more_than_one_and_a_quarter_of_the_mean() -> None:
     loads = dict.fromkeys(nodes(7), 0)
     for placed, user in enumerate(users(3_000), start=1):
-        chosen = choose(user, [Candidate(node, load) for node, load in loads.items()])
+        chosen = choose(user, [Node(node, load) for node, load in loads.items()])
         assert chosen is not None
-        loads[chosen] += 1
-        assert loads[chosen] <= -(-placed * 5 // (4 * len(loads)))
+        loads[chosen.node_id] += 1
+        assert loads[chosen.node_id] <= -(-placed * 5 // (4 * len(loads)))
 
 
 def test_a_node_that_goes_moves_only_its_own_users() -> None:
     # Without the bound: loads of zero never reach it.
-    everybody = [Candidate(node, 0) for node in nodes(5)]
+    everybody = [Node(node, 0) for node in nodes(5)]
     before = {user: choose(user, everybody) for user in users(500)}
-    gone = NodeId("node-3")
-    left = [candidate for candidate in everybody if candidate.node_id != gone]
+    gone = everybody[3]
+    left = [node for node in everybody if node != gone]
     moved = [user for user in before if choose(user, left) != before[user]]
     assert moved
     assert all(before[user] == gone for user in moved)
 
 
 def test_full_nodes_get_nobody() -> None:
-    full = Candidate(NodeId("a"), 10, capacity=10)
-    room = Candidate(NodeId("b"), 11, capacity=12)
-    assert {choose(user, [full, room]) for user in users(50)} == {NodeId("b")}
+    full = Node(NodeId("a"), 10, room=0)
+    other = Node(NodeId("b"), 11, room=1)
+    assert {choose(user, [full, other]) for user in users(50)} == {other}
     assert choose(UserKey("t", "ann"), [full]) is None
     assert choose(UserKey("t", "ann"), []) is None
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=12))
 def test_there_is_always_a_node_below_the_bound(loads: list[int]) -> None:
-    candidates = [Candidate(NodeId(f"n{i}"), load) for i, load in enumerate(loads)]
-    chosen = choose(UserKey("t", "ann"), candidates)
-    bound = -(-(sum(loads) + 1) * 5 // (4 * len(loads)))
-    assert loads[int(str(chosen)[1:])] < bound
+    chosen = choose(
+        UserKey("t", "ann"), [Node(NodeId(f"n{i}"), load) for i, load in enumerate(loads)]
+    )
+    assert chosen is not None
+    assert chosen.load < -(-(sum(loads) + 1) * 5 // (4 * len(loads)))

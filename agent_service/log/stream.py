@@ -1,0 +1,256 @@
+"""The one stream of a node to the log: seals and appends until they are answered.
+
+`LogStream` connects again for as long as it lives, and on each new stream first sends, in
+order and unchanged, every seal and append that has no answer yet; the log recognises
+those it has already written. So a future ends with the log's outcome and with nothing
+else, however often either side breaks. While the log is away futures are pending, which
+is the back-pressure a manager sees.
+
+A stream on which nothing came for a second, though pings were sent, is given up and opened
+again on a new connection: a node that is cut off must know it long before TCP does. An engine
+that is slow is another matter: the log answers pings whatever its disk does.
+
+What waits is bounded twice: `MOST_WAITING` operations in all (one per manager, since a
+user has one append in flight; beyond that `start` raises LogFull), and of those at most
+`WINDOW` or `WINDOW_BYTES` are on the stream at a time.
+"""
+
+import asyncio
+import contextlib
+import logging
+from asyncio import Future
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from agent_service.core.journal import Append, Seal
+from agent_service.log.convert import (
+    append_outcome_from,
+    fill_append,
+    fill_seal,
+    seal_outcome_from,
+)
+from agent_service.log.port import LogFull
+from agent_service.log.rules import MOST_WAITING
+from agent_service.log.writer import Operation, Outcome
+from steward.errors import StewardError
+from steward.model.keys import NodeId
+from steward.rpc.factory import call_metadata, make_channel
+from steward.rpc.outbox import Outbox, OutboxClosed
+from steward.rpc.roles import RoleCredentials
+from steward.rpc.stream import PeerStream, keep
+from steward.telemetry.logs import fields
+from steward.v1 import log_service_pb2, log_service_pb2_grpc
+
+WINDOW = 4096
+WINDOW_BYTES = 16 * 1024 * 1024
+MESSAGE_OPERATIONS = 512
+WORTH_A_MESSAGE = 64
+MESSAGE_BYTES = 4 * 1024 * 1024
+
+MOST_BACKOFF_S = 0.25
+HELLO_TIMEOUT_S = 2.0
+CLOSE_TIMEOUT_S = 2.0
+PING_S = 0.2
+MOST_QUIET_PINGS = 4
+"""A stream that was silent for so many turns is dead: known within a second."""
+
+_logger = logging.getLogger("steward.log.remote")
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An operation without an answer."""
+
+    request_id: int
+    operation: Operation
+    size: int
+    future: "Future[Outcome]"
+
+
+class LogStream:
+    """The stream to the log process at `address`. One event loop; `open` before all else."""
+
+    def __init__(
+        self, address: str, cluster: str, node_id: NodeId, credentials: RoleCredentials
+    ) -> None:
+        self._address = address
+        self._cluster = cluster
+        self._node_id = node_id
+        self._credentials = credentials
+        self._next_id = 1
+        # By request id, in order of arrival: also the order in which they are sent again.
+        self._unanswered: dict[int, _Pending] = {}
+        self._unsent: deque[_Pending] = deque()
+        self._sent = 0
+        self._sent_bytes = 0
+        # Where requests go while the stream is up, and the box of the stream that is opening.
+        self._outbox: Outbox[log_service_pb2.HoldLogStreamRequest] | None = None
+        self._opening: Outbox[log_service_pb2.HoldLogStreamRequest] = Outbox()
+        self._sending = False
+        self._heard = False
+        self._pings = 0
+        self._drained = asyncio.Event()
+        self._away: str | None = "no stream to the log yet"
+        self._closed = False
+
+    def open(self) -> None:
+        """Start to connect; does not wait for it."""
+        self._task = asyncio.create_task(
+            keep(self._attempt, lambda: self._outbox is not None, self._on_down, MOST_BACKOFF_S)
+        )
+
+    @property
+    def away(self) -> str | None:
+        """Why no stream is up at this moment; None when one is."""
+        return self._away
+
+    def start(self, operation: Operation, size: int) -> "Future[Outcome]":
+        """Send an operation, checked before, that carries `size` bytes. Raises LogFull."""
+        if self._closed:
+            raise RuntimeError("the event log is closed")
+        if len(self._unanswered) >= MOST_WAITING:
+            raise LogFull(f"{len(self._unanswered)} operations wait")
+        future: Future[Outcome] = asyncio.get_running_loop().create_future()
+        pending = _Pending(self._next_id, operation, size, future)
+        self._next_id += 1
+        self._unanswered[pending.request_id] = pending
+        self._unsent.append(pending)
+        if not self._sending:
+            # At the end of this turn of the loop, together with what else begins in it.
+            self._sending = True
+            asyncio.get_running_loop().call_soon(self._send)
+        return future
+
+    async def close(self) -> None:
+        """Wait up to 2 s for answers, then cancel what has none. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._unanswered and self._away is None:
+            self._drained.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._drained.wait(), CLOSE_TIMEOUT_S)
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        for pending in self._unanswered.values():
+            pending.future.cancel()
+        self._unanswered.clear()
+        self._unsent.clear()
+
+    async def _attempt(self) -> None:
+        """One stream to its end, on a connection of its own: a dead one must not be met again."""
+        outbox = self._opening = Outbox[log_service_pb2.HoldLogStreamRequest]()
+        async with make_channel(self._address) as channel:
+            stub = log_service_pb2_grpc.LogServiceStub(channel)
+            hello = log_service_pb2.LogHello(cluster=self._cluster, node_id=self._node_id)
+            stream = PeerStream(
+                open_call=lambda: stub.HoldLogStream(metadata=call_metadata(self._credentials)),
+                hello=log_service_pb2.HoldLogStreamRequest(hello=hello),
+                pack=lambda requests: requests[0],
+                most=1,
+                on_welcome=self._on_welcome,
+                on_message=self._on_message,
+                welcome_s=HELLO_TIMEOUT_S,
+            )
+            watching = asyncio.create_task(self._watch(stream.give_up))
+            try:
+                await stream.hold(outbox)
+            finally:
+                watching.cancel()
+                await asyncio.wait({watching})
+
+    async def _watch(self, give_up: Callable[[str], None]) -> None:
+        """Ask for signs of life, and give the stream up when it showed none for too long.
+
+        What is counted is turns of this loop, not time: after a standstill of this process its
+        own lateness must not look like the log's silence.
+        """
+        quiet = 0
+        while quiet < MOST_QUIET_PINGS:
+            await asyncio.sleep(PING_S)
+            if self._outbox is None:
+                continue
+            quiet = 0 if self._heard else quiet + 1
+            self._heard = False
+            self._pings += 1
+            ping = log_service_pb2.LogPing(number=self._pings)
+            self._put(log_service_pb2.HoldLogStreamRequest(ping=ping))
+        give_up("the log is silent")
+
+    def _on_welcome(self, _: log_service_pb2.HoldLogStreamResponse) -> None:
+        self._outbox = self._opening
+        self._away = None
+        self._heard = True
+        # All that has no answer goes again, before all else and in its old order.
+        self._unsent = deque(self._unanswered.values())
+        self._sent = self._sent_bytes = 0
+        self._send()
+
+    def _on_message(self, response: log_service_pb2.HoldLogStreamResponse) -> None:
+        self._heard = True
+        answers = response.answers
+        for seal in answers.seals:
+            self._resolve(seal.request_id, seal_outcome_from(seal))
+        for append in answers.appends:
+            self._resolve(append.request_id, append_outcome_from(append))
+        if self._unsent:
+            self._send()
+        if not self._unanswered:
+            self._drained.set()
+
+    def _on_down(self, error: StewardError) -> None:
+        if self._outbox is not None:
+            where = fields(address=self._address, why=error.message)
+            _logger.warning("the stream to the log is gone", extra=where)
+        self._outbox = None
+        self._away = f"no stream to the log at {self._address}: {error.message}"
+
+    def _send(self) -> None:
+        """What waits goes into the next messages, as far as the window is open."""
+        self._sending = False
+        while self._outbox is not None and (batch := self._next_batch()) is not None:
+            self._put(batch)
+
+    def _put(self, request: log_service_pb2.HoldLogStreamRequest) -> None:
+        """Never too much for the box: the window bounds it."""
+        if self._outbox is not None:
+            # On a stream that is just ending it is lost, and goes again on the next one.
+            with contextlib.suppress(OutboxClosed):
+                self._outbox.put(request)
+
+    def _next_batch(self) -> log_service_pb2.HoldLogStreamRequest | None:
+        request = log_service_pb2.HoldLogStreamRequest()
+        seals = request.batch.seals
+        appends = request.batch.appends
+        number = size = 0
+        if self._sent and len(self._unsent) < WORTH_A_MESSAGE:
+            return None
+        while (
+            self._unsent
+            and self._sent < WINDOW
+            and number < MESSAGE_OPERATIONS
+            and (not self._sent or self._sent_bytes + self._unsent[0].size <= WINDOW_BYTES)
+            and (not number or size + self._unsent[0].size <= MESSAGE_BYTES)
+        ):
+            pending = self._unsent.popleft()
+            operation = pending.operation
+            if type(operation) is Append:
+                fill_append(appends.add(), pending.request_id, operation)
+            else:
+                fill_seal(seals.add(), pending.request_id, cast(Seal, operation))
+            number += 1
+            size += pending.size
+            self._sent += 1
+            self._sent_bytes += pending.size
+        return request if number else None
+
+    def _resolve(self, request_id: int, outcome: Outcome) -> None:
+        pending = self._unanswered.pop(request_id, None)
+        if pending is None:
+            return
+        self._sent -= 1
+        self._sent_bytes -= pending.size
+        if not pending.future.done():
+            pending.future.set_result(outcome)
