@@ -14,9 +14,11 @@ from agent_service.log.server import ALLOWED, LogServicer
 from agent_service.log.settings import LogSettings
 from agent_service.log.sqlite import SqliteLog
 from steward.config.settings import SettingsError, load
+from steward.model.violations import Violation
 from steward.rpc.factory import make_server
 from steward.rpc.keys import CONTROL_KEY, load_or_create_key
-from steward.rpc.roles import RoleVerifier
+from steward.rpc.roles import Role, RoleCredentials, RoleVerifier
+from steward.rpc.violations import ViolationReporter
 from steward.runtime.service import EnvironmentUnusable, run
 from steward.telemetry.catalog import LogMetrics
 from steward.v1.log_service_pb2_grpc import add_LogServiceServicer_to_server
@@ -36,7 +38,7 @@ class LogProcess:
             commit_appends=settings.commit_appends,
             readers=settings.readers,
         )
-        self._servicer = LogServicer(self._log, settings.cluster)
+        self._violations: ViolationReporter | None = None
         self._serving = False
         self._opened = False
         self.port = 0
@@ -45,6 +47,10 @@ class LogProcess:
         """Open the database, then listen."""
         settings = self._settings
         key = load_or_create_key(settings.data, CONTROL_KEY)
+        if settings.registry:
+            credentials = RoleCredentials(key, Role.LOG, settings.cluster, settings.id or "log")
+            self._violations = ViolationReporter(settings.registry, credentials)
+        self._servicer = LogServicer(self._log, settings.cluster, self._report)
         await self._log.open()
         self._opened = True
         self._server = make_server(RoleVerifier(key, settings.cluster), ALLOWED)
@@ -58,6 +64,10 @@ class LogProcess:
             ) from None
         await self._server.start()
         self._serving = True
+
+    def _report(self, violation: Violation) -> None:
+        if self._violations is not None:
+            self._violations.report(violation)
 
     def unready(self) -> str | None:
         """Why nodes can't append here now."""
@@ -73,6 +83,8 @@ class LogProcess:
             self._serving = False
             self._servicer.end_streams()
             await self._server.stop(STOP_GRACE_S)
+        if self._violations is not None:
+            await self._violations.close()
         if self._opened:
             await self._log.close()
 

@@ -6,14 +6,17 @@ one piece, and what was answered meanwhile goes back as one message. A stream ma
 any further, and HTTP/2 flow control tells the node. An answer that the node did not get
 is lost here: the node sends the same operation again on its next stream, and the engine
 recognises it.
+
+A write that the fence or the sequence refuses is reported by this side too, since whoever
+tried it may be the last one to tell.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from agent_service.core.journal import Sealed
+from agent_service.core.journal import Append, Conflict, Fenced, Sealed
 from agent_service.log.convert import (
     append_from,
     fill_append_answer,
@@ -30,6 +33,7 @@ from agent_service.log.port import LogFailed, LogFull
 from agent_service.log.sqlite import SqliteLog
 from agent_service.log.writer import Operation, Outcome
 from steward.errors import Reason, StewardError
+from steward.model.violations import Violation, ViolationKind
 from steward.rpc.outbox import Outbox, OutboxClosed
 from steward.rpc.roles import Role
 from steward.rpc.status import abort
@@ -52,11 +56,12 @@ _FAILED = StewardError(Reason.STORE_UNAVAILABLE, "the event log failed and is ab
 
 
 class LogServicer(log_service_pb2_grpc.LogServiceServicer):
-    """The gRPC face of one `SqliteLog`, for nodes of `cluster`."""
+    """The gRPC face of one `SqliteLog`, for nodes of `cluster`. `report` never blocks."""
 
-    def __init__(self, log: SqliteLog, cluster: str) -> None:
+    def __init__(self, log: SqliteLog, cluster: str, report: Callable[[Violation], None]) -> None:
         self._log = log
         self._cluster = cluster
+        self._report = report
         self._streams: set[_LogStream] = set()
 
     def end_streams(self) -> None:
@@ -69,9 +74,9 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
         request_iterator: AsyncIterator[log_service_pb2.HoldLogStreamRequest],
         context: Any,
     ) -> None:
-        stream = _LogStream(self._log)
+        stream = _LogStream(self._log, self._report)
         try:
-            await self._greet(request_iterator)
+            stream.node_id = await self._greet(request_iterator)
             welcome = log_service_pb2.LogWelcome(log_id=self._log.log_id)
             await context.write(log_service_pb2.HoldLogStreamResponse(welcome=welcome))
             self._streams.add(stream)
@@ -81,7 +86,8 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
         finally:
             self._streams.discard(stream)
 
-    async def _greet(self, requests: AsyncIterator[log_service_pb2.HoldLogStreamRequest]) -> None:
+    async def _greet(self, requests: AsyncIterator[log_service_pb2.HoldLogStreamRequest]) -> str:
+        """Take the hello; who says it."""
         async for request in requests:
             if request.WhichOneof("body") != "hello":
                 break
@@ -89,7 +95,7 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
                 raise StewardError(
                     Reason.PERMISSION_DENIED, f"this is cluster {self._cluster!r}; check --cluster"
                 )
-            return
+            return request.hello.node_id
         raise StewardError(Reason.PROTOCOL_VIOLATION, "a log stream begins with a hello")
 
     async def ReadStream(
@@ -156,8 +162,10 @@ class _Answered:
 class _LogStream:
     """One node's stream: a reader into the engine, and a writer of answers."""
 
-    def __init__(self, log: SqliteLog) -> None:
+    def __init__(self, log: SqliteLog, report: Callable[[Violation], None]) -> None:
+        self.node_id = ""
         self._log = log
+        self._report = report
         # What was answered, and numbers of pings.
         self._answers: Outbox[_Answered | int] = Outbox()
         self._in_flight = 0
@@ -224,22 +232,45 @@ class _LogStream:
         seals = [message.request_id for message in batch.seals]
         appends = [message.request_id for message in batch.appends]
         try:
-            self._log.submit(operations, size, partial(self._done, seals, appends))
+            self._log.submit(operations, size, partial(self._done, seals, appends, operations))
         except LogFull as error:
             raise StewardError(Reason.STORE_UNAVAILABLE, str(error)) from None
         self._in_flight += len(operations)
 
     def _done(
-        self, seals: list[int], appends: list[int], outcomes: Sequence[Outcome] | LogFailed
+        self,
+        seals: list[int],
+        appends: list[int],
+        operations: list[Operation],
+        outcomes: Sequence[Outcome] | LogFailed,
     ) -> None:
         if isinstance(outcomes, LogFailed):
             self._error = _FAILED
             self._answers.close()
             return
+        for operation, outcome in zip(operations, outcomes, strict=True):
+            if isinstance(outcome, Fenced | Conflict):
+                self._report(_refused(operation, outcome, self.node_id))
         try:
             self._answers.put(_Answered(seals, appends, outcomes))
         except OutboxClosed:
             return  # The node is gone; it asks again on its next stream.
+
+
+def _refused(operation: Operation, outcome: Fenced | Conflict, node_id: str) -> Violation:
+    if not isinstance(operation, Append):
+        kind, what = ViolationKind.STALE_SEAL, f"seal by {operation.activation}"
+    elif isinstance(outcome, Fenced):
+        kind, what = ViolationKind.STALE_APPEND, f"append {operation.append_number}"
+    else:
+        kind, what = ViolationKind.APPEND_CONFLICT, f"append at {operation.expected_sequence}"
+    met = (
+        f"fence {outcome.fence}"
+        if isinstance(outcome, Fenced)
+        else f"a stream whose next is {outcome.next_sequence}"
+    )
+    evidence = f"{what} of {node_id!r} met {met}"
+    return Violation(kind, evidence, operation.user, operation.epoch)
 
 
 def _responses(answered: list[_Answered]) -> list[log_service_pb2.HoldLogStreamResponse]:

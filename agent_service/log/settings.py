@@ -12,6 +12,9 @@ class LogSettings(ServiceSettings):
 
     SECTION: ClassVar[str] = "log"
 
+    registry: str = setting(
+        "", help="host:port of the registry, for refused writes. Empty: they are only counted."
+    )
     commit_appends: int = setting(
         1000, help="Most appends in one transaction; fewer travel when fewer wait."
     )

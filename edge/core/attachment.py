@@ -64,39 +64,6 @@ from steward.errors import Reason
 from steward.model.keys import Epoch, NodeIncarnation, UserKey
 from steward.model.placement import Placement
 
-__all__ = [
-    "ABANDON_MS",
-    "ATTACH_ANSWER_MS",
-    "FIRST_BACKOFF_MS",
-    "LINGER_MS",
-    "MOST_BACKOFF_MS",
-    "MOST_PENDING",
-    "Answered",
-    "Attachment",
-    "AttachmentState",
-    "ClientCame",
-    "ClientLeft",
-    "Command",
-    "Effect",
-    "EndClient",
-    "EndSessions",
-    "Evicted",
-    "HeadKnown",
-    "NodeLost",
-    "Occupied",
-    "Over",
-    "PlacementMoved",
-    "ResolveFailed",
-    "ResolveManager",
-    "Resolved",
-    "SearchFailed",
-    "SendCommand",
-    "Settle",
-    "Submit",
-    "Tick",
-    "Vacated",
-]
-
 MOST_PENDING: Final = 256
 ATTACH_ANSWER_MS: Final = 3_000
 FIRST_BACKOFF_MS: Final = 50

@@ -110,11 +110,11 @@ class EdgeService:
             return "no connection to the registry"
         if not hub.auth.connected:
             return "no connection to the auth service"
+        if hub.nodes.proven:
+            return None
         if not hub.nodes.listed:
             return "no agent node is up"
-        if not hub.nodes.proven:
-            return "no stream to an agent node carries anything"
-        return None
+        return "no stream to an agent node carries anything"
 
     async def failed(self) -> None:
         """An edge never ends by itself: it holds nothing that could be lost."""

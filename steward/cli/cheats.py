@@ -351,6 +351,7 @@ class _FalseNode(agent_service_pb2_grpc.AgentServiceServicer):
     """A node that joins like any other and, on each edge's stream, says what it should not."""
 
     def __init__(self) -> None:
+        self.node_id = f"attacker-{secrets.token_hex(3)}"
         self.node_rev = 0
         self.edges: list[asyncio.Queue[agent.NodeBatch]] = []
         self.came = asyncio.Event()
@@ -361,7 +362,7 @@ class _FalseNode(agent_service_pb2_grpc.AgentServiceServicer):
         await anext(aiter(request_iterator))
         box: asyncio.Queue[agent.NodeBatch] = asyncio.Queue(64)
         self.edges.append(box)
-        welcome = agent.NodeStreamWelcome(node_id="attacker", node_rev=self.node_rev)
+        welcome = agent.NodeStreamWelcome(node_id=self.node_id, node_rev=self.node_rev)
         yield agent.HoldEdgeStreamResponse(welcome=welcome)
         self.came.set()
 
@@ -393,7 +394,7 @@ async def _false_node(field: Field) -> AsyncIterator[_FalseNode]:
     try:
         hello = registry.NodeHello(
             cluster=CLUSTER_NAME,
-            node_id=f"attacker-{secrets.token_hex(3)}",
+            node_id=node.node_id,
             boot_id="attack",
             nonce=secrets.token_hex(16),
             address=f"127.0.0.1:{port}",

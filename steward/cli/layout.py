@@ -66,7 +66,7 @@ def lay_out(
     doors = [f"{HOST}:{ports.reserve(first + i)}" for i in range(plan.edges)]
     registry = layout.add("registry", "registry")
     auth = layout.add("auth", "auth")
-    log = layout.add("log", "log")
+    log = layout.add("log", "log", 0, "--registry", registry)
     for i in range(plan.agents):
         peers = ["--registry", registry, "--log", log]
         if plan.entrypoints:

@@ -12,7 +12,7 @@ from collections import Counter
 
 from steward.testing.invariants import NAMES, InvariantBroken
 from steward.testing.mutations import GUARDS
-from steward.testing.simulation import Parts, Simulation
+from steward.testing.simulation import Simulation
 
 TRACED_STEPS = 60
 
@@ -29,12 +29,12 @@ def main() -> int:
         for name, guard in GUARDS.items():
             print(f"{name:<24} {guard.text}")
         return 0
-    parts = GUARDS[arguments.without].parts if arguments.without else Parts()
+    make = GUARDS[arguments.without].simulation if arguments.without else Simulation
     started, steps = time.process_time(), 0
     broken: Counter[str] = Counter()
     checks: Counter[str] = Counter(dict.fromkeys(NAMES, 0))
     for number in range(arguments.count):
-        simulation = Simulation(arguments.seed + number, parts=parts)
+        simulation = make(arguments.seed + number)
         try:
             simulation.run()
         except InvariantBroken as found:

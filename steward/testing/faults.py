@@ -9,6 +9,7 @@ from agent_service.core.policy import AgentPolicy, ManagerPolicy
 
 POLICY: Final = ManagerPolicy((AgentPolicy("played", "queue"),), messages_per_minute=1_000_000)
 TRACE: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+STRICT_TENANT: Final = "strict"
 WALL_MS: Final = 1_700_000_000_000
 
 
@@ -44,9 +45,11 @@ class Faults:
     restore_ms: int = 15_000
     # Planned: operators and supervisors.
     drain_ms: int = 10_000
-    move_ms: int = 6_000
+    move_ms: int = 4_000
+    evict_ms: int = 20_000
+    operator_fence_ms: int = 25_000
     death_report: float = 0.5
-    # Clocks: rates differ by so many thousandths at most, and machines are suspended.
+    # Clocks: rates are off by so many thousandths at most (the bound of X); machines are suspended.
     clock_drift: int = 100
     suspend_ms: int = 20_000
 
@@ -64,7 +67,9 @@ class Faults:
             usual = field.default
             assert isinstance(usual, int | float)
             on, scale = chosen.random() < 0.5, chosen.choice((0.35, 0.6, 1.0, 1.8))
-            if field.name.startswith("longest_"):
+            if field.name == "clock_drift":
+                values[field.name] = int(usual * min(scale, 1.0)) if on else 0
+            elif field.name.startswith("longest_"):
                 values[field.name] = int(usual * chosen.choice((0.2, 0.6, 1.0, 1.6)))
             else:
                 values[field.name] = type(usual)(usual * scale) if on else type(usual)(0)

@@ -15,7 +15,7 @@ import orjson
 from agent_service.core.journal import Append, RecordKind, Seal, Sealed
 from registry_service.core.transactions import StoreOperation
 from steward.client.checks import StreamChecker
-from steward.model.keys import Epoch, NodeIncarnation, UserKey
+from steward.model.keys import GENERATION_SHIFT, Epoch, NodeIncarnation, UserKey
 from steward.model.placement import Placement
 
 NAMES = ("S", "I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "X", "order", "L1")
@@ -43,15 +43,17 @@ class Invariants:
         self._activations: dict[tuple[UserKey, Epoch], str] = {}
         self._open_runs: dict[UserKey, set[str]] = {}
         # When a call was announced under which epoch.
-        self._intents: dict[tuple[UserKey, str], int] = {}
+        self._intents: dict[tuple[UserKey, str], set[int]] = {}
         self._placements: dict[tuple[UserKey, Epoch], Placement] = {}
         self._newest: dict[UserKey, Epoch] = {}
-        self._nonces: dict[tuple[int, NodeIncarnation], str] = {}
+        self._nonces: dict[NodeIncarnation, str] = {}
         self._shown: dict[str, int] = {}
         self._heard: dict[tuple[str, UserKey], int] = {}
         self._fenced: dict[str, str] = {}
         self._over: dict[tuple[str, UserKey, Epoch], str] = {}
-        self._executing: dict[UserKey, dict[Epoch, Callable[[], bool]]] = {}
+        # X holds between epochs of one generation, and not for every node.
+        self._unpromised: set[NodeIncarnation] = set()
+        self._executing: dict[UserKey, dict[Epoch, tuple[NodeIncarnation, Callable[[], bool]]]] = {}
 
     def require(self, name: str, holds: bool, text: str, *arguments: object) -> None:
         """One check. `text` is a format string: it is only made when the check fails."""
@@ -105,7 +107,7 @@ class Invariants:
             self.require("order", not findings, "{}: {}", user, findings and findings[0])
         for record in append.records:
             if record.kind is RecordKind.CALL and not record.deleted:
-                self._intents[user, record.key] = epoch
+                self._intents.setdefault((user, record.key), set()).add(epoch)
 
     def _count_run(self, user: UserKey, event: dict[str, Any]) -> None:
         match event["type"]:
@@ -122,9 +124,9 @@ class Invariants:
 
     # ---- the placement store
 
-    def joined(self, generation: int, incarnation: NodeIncarnation, nonce: str) -> None:
-        """A process was made a node. Its `node_rev` may come again after a restore only."""
-        first = self._nonces.setdefault((generation, incarnation), nonce)
+    def joined(self, incarnation: NodeIncarnation, nonce: str) -> None:
+        """A process was made a node."""
+        first = self._nonces.setdefault(incarnation, nonce)
         self.require("I2", first == nonce, "{} was two processes", incarnation)
 
     def placed(
@@ -198,9 +200,10 @@ class Invariants:
     # ---- managers, tools, nodes. `process` is one life of a node.
 
     def tool_started(self, user: UserKey, epoch: Epoch, call_id: str) -> None:
-        intent = self._intents.get((user, call_id))
-        text = "{}: {} started under {}, its intent is under {}"
-        self.require("I6", intent == epoch, text, user, call_id, epoch, intent)
+        """A tool starts: its announcement was accepted under the epoch of its own manager."""
+        intents = self._intents.get((user, call_id), set())
+        text = "{}: {} started under {}, its intents are under {}"
+        self.require("I6", epoch in intents, text, user, call_id, epoch, intents)
 
     def knows_fenced(self, process: str, cause: str) -> None:
         """A node process was told, or saw, that it is over."""
@@ -220,17 +223,32 @@ class Invariants:
         self.require("I9", cause is None, text, process, what, user, epoch, cause)
         executing = self._executing.get(user)
         if executing is not None and epoch in executing:
-            newest = max(executing)
+            newest, (where, _) = max(executing), executing[epoch]
+            promised = newest >> GENERATION_SHIFT == epoch >> GENERATION_SHIFT
+            alone = newest == epoch or not promised or where in self._unpromised
             text = "{} executes under {} while {} does"
-            self.require("X", epoch == newest, text, user, epoch, newest)
+            self.require("X", alone, text, user, epoch, newest)
 
-    def executes(self, user: UserKey, epoch: Epoch, going_on: Callable[[], bool]) -> None:
+    def executes(
+        self,
+        user: UserKey,
+        epoch: Epoch,
+        incarnation: NodeIncarnation,
+        going_on: Callable[[], bool],
+    ) -> None:
         """A manager of a strict tenant begins; `going_on` tells whether it still executes."""
         executing = self._executing.setdefault(user, {})
-        for other, goes_on in executing.items():
-            text = "{} begins to execute under {} while {} does"
-            self.require("X", not goes_on(), text, user, epoch, other)
-        executing[epoch] = going_on
+        for other, (where, goes_on) in executing.items():
+            text = "{} begins to execute under {} on {} while {} does on {}"
+            promised = other < epoch and where not in self._unpromised
+            promised = promised and other >> GENERATION_SHIFT == epoch >> GENERATION_SHIFT
+            alone = not promised or not goes_on()
+            self.require("X", alone, text, user, epoch, incarnation, other, where)
+        executing[epoch] = (incarnation, going_on)
+
+    def promises_nothing(self, incarnation: NodeIncarnation) -> None:
+        """X does not hold for this node: the store lost its key, or an operator fenced it."""
+        self._unpromised.add(incarnation)
 
     # ---- what others ask
 

@@ -6,8 +6,9 @@ behaves as the part without it would. With any one missing, some seed must break
 """
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from agent_service.core import effects as from_manager
@@ -29,15 +30,16 @@ from registry_service.core.transactions import (
     TargetRefused,
     UserPlaced,
 )
-from steward.model.keys import Sequence, make_epoch
+from steward.model.keys import NodeIncarnation, Sequence, make_epoch
 from steward.model.placement import Placement
+from steward.testing.faults import Faults
 from steward.testing.simulated_agent import PlayedRun
 from steward.testing.simulated_edge import SimulatedEdge
 from steward.testing.simulated_host import Live, SimulatedHost
 from steward.testing.simulated_log import SimulatedLog
 from steward.testing.simulated_node import SimulatedNode
 from steward.testing.simulated_store import SimulatedStore, WatchedDisk
-from steward.testing.simulation import Parts
+from steward.testing.simulation import Parts, Simulation
 
 
 class LogWithoutFence(LogState):
@@ -135,7 +137,7 @@ class HostOfEagerRuns(SimulatedHost):
 class EdgeThatTakesAnyEpoch(SimulatedEdge):
     """Takes the deliveries of every manager that still talks to it."""
 
-    def takes(self, attachment: Attachment, epoch: int) -> bool:
+    def takes(self, attachment: Attachment, source: NodeIncarnation, epoch: int) -> bool:
         return True
 
 
@@ -144,6 +146,10 @@ class NodeThatGoesOn(SimulatedNode):
 
     def fence(self, cause: str) -> None:
         self.invariants.knows_fenced(self.process, cause)
+
+    def is_silent(self) -> bool:
+        super().is_silent()
+        return False
 
 
 class DiskThatPlacesAnywhere(WatchedDisk):
@@ -184,20 +190,28 @@ class StoreThatTakesSilenceForSuccess(SimulatedStore):
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What a guard does, and a simulation without it."""
+    """What a guard does, a simulation without it, and the faults that it is there for."""
 
     text: str
     parts: Parts
+    provoked_by: Mapping[str, int | float] = field(default_factory=lambda: MappingProxyType({}))
+
+    def simulation(self, seed: int) -> Simulation:
+        """A world without the guard."""
+        faults = dataclasses.replace(Faults.of(seed), **self.provoked_by)  # type: ignore[arg-type]
+        return Simulation(seed, faults=faults, parts=self.parts)
 
 
 GUARDS: dict[str, Guard] = {
     "fence": Guard(
         "the log takes an append under the sealed epoch alone",
         Parts(log_state=LogWithoutFence),
+        MappingProxyType({"node_pause_ms": 2_500, "spurious_loss_ms": 5_000}),
     ),
     "expected-sequence": Guard(
         "the log takes an append behind what its writer has seen alone",
         Parts(log_state=LogWithoutExpectedSequence),
+        MappingProxyType({"log_restart_ms": 2_000, "stream_reset_ms": 2_000}),
     ),
     "atomic-seal": Guard(
         "the log raises the fence and reads the start in one step",
@@ -214,6 +228,7 @@ GUARDS: dict[str, Guard] = {
     "edge-epoch": Guard(
         "an edge takes deliveries of the epoch it is attached to alone",
         Parts(edge=EdgeThatTakesAnyEpoch),
+        MappingProxyType({"move_ms": 1_000, "node_pause_ms": 3_000, "slow_network": 0.2}),
     ),
     "self-fencing": Guard(
         "a node that knows that it is over ends",
@@ -226,9 +241,11 @@ GUARDS: dict[str, Guard] = {
     "unknown-result": Guard(
         "a result of the store that did not come is asked for again",
         Parts(store=StoreThatTakesSilenceForSuccess),
+        MappingProxyType({"unknown_store_result": 0.1}),
     ),
     "compare-and-delete": Guard(
         "a release deletes the placement of its own epoch alone",
         Parts(disk=DiskThatDeletesWithoutLooking),
+        MappingProxyType({"move_ms": 1_000, "unknown_store_result": 0.1}),
     ),
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from agent_service.core.commands import RecallThought
 from agent_service.core.effects import StartRun
 from steward.model.verbs import EmitEvent, EventType, FinishRun, Outcome, RepeatCall, Verb
 
@@ -89,7 +90,10 @@ class PlayedRun:
         run_id = self._start.key.run_id
         steps = script_of(run_id)
         if self._start.attempt > 1:
-            steps = left_of(steps, self._host.stored_events(self._start.key.user, run_id))
+            events = self._host.stored_events(self._start.key.user, run_id)
+            steps = left_of(steps, events)
+            if any(event["type"] == EventType.AGENT_THINKING for event in events):
+                self._host.handle(self._live, RecallThought(self._start.key.run_id))
         self._steps = deque(steps)
         self._go_on()
 

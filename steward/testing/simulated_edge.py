@@ -22,7 +22,15 @@ from edge.core.session import EdgeSession, SessionState
 from registry_service.core import commands as to_registry
 from registry_service.core import effects as from_registry
 from steward.errors import Reason
-from steward.model.keys import ConnectionId, EdgeId, Epoch, NodeIncarnation, RunId, ThreadId, UserKey
+from steward.model.keys import (
+    ConnectionId,
+    EdgeId,
+    Epoch,
+    NodeIncarnation,
+    RunId,
+    ThreadId,
+    UserKey,
+)
 from steward.model.placement import Placement
 from steward.testing.faults import TRACE
 from steward.testing.invariants import Invariants
@@ -137,8 +145,8 @@ class Audience:
         self._outcomes[ticket] = lambda outcome: connection.handle(val.CommandSettled(ref, outcome))
         self.handle(att.Submit(ticket, TRACE, command))
 
-    def deliver(self, epoch: int, batch: EventBatch) -> None:
-        if not self.edge.takes(self.attachment, epoch):
+    def deliver(self, source: NodeIncarnation, epoch: int, batch: EventBatch) -> None:
+        if not self.edge.takes(self.attachment, source, epoch):
             self.edge.dropped += 1
             return
         self.edge.invariants.heard(self.name, self.user, epoch)
@@ -174,6 +182,9 @@ class Audience:
                 for connection in self.connections:
                     if connection.session.state is SessionState.ATTACHING:
                         connection.handle(val.AttachFailed(reason))
+            case att.EndSessions(reason):
+                for connection in self.connections:
+                    connection.handle(val.End(reason))
             case att.Settle(ticket, outcome):
                 waiting = self._outcomes.pop(ticket, None)
                 if waiting is not None:
@@ -221,7 +232,7 @@ class _NodeLink:
             case ("stale",):
                 pass  # Another incarnation answers at this address; the end follows.
             case _:
-                self._edge.from_node(message)
+                self._edge.from_node(self.wanted, message)
 
     def _over(self) -> None:
         self._edge.link_over(self)
@@ -283,9 +294,9 @@ class SimulatedEdge(Process):
         if self._audiences.get(audience.user) is audience:
             del self._audiences[audience.user]
 
-    def takes(self, attachment: att.Attachment, epoch: int) -> bool:
+    def takes(self, attachment: att.Attachment, source: NodeIncarnation, epoch: int) -> bool:
         """P15: whether a delivery is of the manager that counts here."""
-        return epoch == attachment.live_epoch
+        return epoch == attachment.live_epoch and source == attachment.live_node
 
     # ---- the registry
 
@@ -324,16 +335,14 @@ class SimulatedEdge(Process):
                         asked[2](att.ResolveFailed(result.reason, result.retry_after_ms))
             case from_registry.NodeFenced(incarnation):
                 self._tell(incarnation, fenced=True)
-            case _:
-                self.from_registry(message)
-
-    def from_registry(self, message: Any) -> None:
-        """Other pushes of the registry."""
-        match type(message).__name__:
-            case "PlacementMoved":
-                audience = self._audiences.get(message.placement.user)
+            case from_registry.PlacementMoved(placement):
+                audience = self._audiences.get(placement.user)
                 if audience is not None:
-                    audience.handle(att.PlacementMoved(message.placement))
+                    audience.handle(att.PlacementMoved(placement))
+            case from_registry.EvictSessions(user):
+                audience = self._audiences.get(user)
+                if audience is not None:
+                    audience.handle(att.Evicted())
             case _:
                 pass
 
@@ -367,14 +376,14 @@ class SimulatedEdge(Process):
             )
         self._tell(link.wanted, fenced=False)
 
-    def from_node(self, message: Any) -> None:
+    def from_node(self, source: NodeIncarnation, message: Any) -> None:
         kind, user, epoch, *rest = message
         audience = self._audiences.get(user)
         if audience is None:
             return
         if kind == "deliver":
             first, payloads = rest
-            audience.deliver(epoch, EventBatch(first, payloads))
+            audience.deliver(source, epoch, EventBatch(first, payloads))
         elif kind == "lost":
             reason, fence = rest
             lost = words.ManagerLost(reason, fence)

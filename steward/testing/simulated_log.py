@@ -12,6 +12,7 @@ from agent_service.core.journal import (
     AppendOutcome,
     Committed,
     Fenced,
+    RecordKind,
     Seal,
     Sealed,
     SealOutcome,
@@ -59,6 +60,15 @@ class SimulatedLog(Process):
     def read(self, user: UserKey, after: int, until: int) -> EventPage:
         wanted = ReadRange(after=after, until=until, limit=256, max_bytes=1 << 20)
         return self.state.read(user, wanted)
+
+    def largest_fence(self) -> int:
+        return self.state.summary("log").largest_fence
+
+    def open_users(self) -> list[UserKey]:
+        """Who has an open run, from the index that the log keeps of them."""
+        streams = self.state._streams.items()
+        run = RecordKind.RUN
+        return [user for user, stream in streams if any(kind is run for kind, _ in stream.records)]
 
     def _take(self, end: End, number: int, operation: Operation) -> None:
         self._waiting.append((end, number, operation))

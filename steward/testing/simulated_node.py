@@ -3,13 +3,15 @@
 It keeps the rules of `agent_service.uplink.registry`: joins with a nonce of its own, beats and
 renews, sends releases until they are answered, and ends itself when it is told that it
 is fenced, when it gets another incarnation, or when it stood still for longer than its
-lease. What it hosts is in `simulated_host`.
+lease, which is asked before each step (the real `Standstill`). A lease that could not be renewed
+ends the managers of strict tenants. What it hosts is in `simulated_host`.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from agent_service.core.grants import GrantBook
+from agent_service.host.standstill import Standstill
 from registry_service.core import commands as to_registry
 from registry_service.core import effects as from_registry
 from registry_service.core.transactions import NodeClaim
@@ -25,6 +27,8 @@ from steward.testing.simulated_registry import Say, SimulatedRegistry
 from steward.testing.world import World
 
 CONFIRM_MS = 2_000
+SIGN_MS = 100
+ORPHANS_MS = 30_000
 
 
 class SimulatedNode(Process):
@@ -64,10 +68,16 @@ class SimulatedNode(Process):
         self._sessions = 0
         self._confirming: dict[int, Callable[[Placement | None], None]] = {}
         self._confirmed_user: dict[int, UserKey] = {}
-        self._releases: dict[tuple[UserKey, Epoch], str] = {}
+        self._releases: dict[tuple[UserKey, Epoch], to_registry.Release] = {}
         self._released: dict[int, list[tuple[UserKey, Epoch]]] = {}
         self._requests = 0
-        self._last_tick_ms = self.clock.now()
+        self._asked_ms = 0
+        self.strict: frozenset[str] = frozenset()
+        self._standstill = Standstill(self.clock.now())
+        self._sign()
+        # Renewals that were sent, and until when the last one that was answered is good.
+        self._renewals: dict[int, int] = {}
+        self._good_until_ms = 0
         self.log = LogUplink(self, self.log_process)
         self._uplink = Uplink(
             self,
@@ -76,6 +86,7 @@ class SimulatedNode(Process):
             message=self._receive,
             down=self._down,
         )
+        self.after(ORPHANS_MS, self._look_again)
 
     def crash(self, *, silent: bool = False) -> None:
         if self.alive:
@@ -96,6 +107,7 @@ class SimulatedNode(Process):
         claim = NodeClaim(
             self.node_id, "boot", self.process, self.address, capacity=10_000, pid=self.pid
         )
+        self._asked_ms = self.clock.now()
         self._uplink.send(lambda peer: to_registry.OpenNodeSession(peer, claim))
 
     def _down(self) -> None:
@@ -106,10 +118,22 @@ class SimulatedNode(Process):
 
     def _receive(self, message: from_registry.Message) -> None:
         match message:
-            case from_registry.NodeWelcome(node_rev, ttl_ms, beat_ms):
-                self._welcome(NodeIncarnation(self.node_id, node_rev), ttl_ms, beat_ms)
-            case from_registry.PlacementsGranted(placements):
-                self.host.granted(placements)
+            case from_registry.NodeWelcome():
+                self._welcome(message)
+            case from_registry.LeaseRenewed(renewal, ttl_ms):
+                sent_ms = self._renewals.pop(renewal, None)
+                if sent_ms is not None:
+                    self._good_until_ms = sent_ms + ttl_ms * 9 // 10
+            case from_registry.PlacementsGranted(placements, activate):
+                self.host.granted(placements, activate)
+            case from_registry.HandOffUsers(users, cause):
+                self.host.hand_off(users, cause)
+            case from_registry.EvictManagers(users):
+                self.host.evict(users)
+            case from_registry.ClusterMembers():
+                self._look_for_orphans()
+            case from_registry.AskLogHead():
+                self._tell_log_head()
             case from_registry.PlacementsConfirmed(request_id, placements):
                 answer = self._confirming.pop(request_id, None)
                 user = self._confirmed_user.pop(request_id, None)
@@ -125,34 +149,74 @@ class SimulatedNode(Process):
             case _:
                 pass
 
-    def _welcome(self, incarnation: NodeIncarnation, ttl_ms: int, beat_ms: int) -> None:
+    def _welcome(self, welcome: from_registry.NodeWelcome) -> None:
+        incarnation = NodeIncarnation(self.node_id, welcome.node_rev)
         if self.incarnation is None:
             self.incarnation = incarnation
             self.book = GrantBook(incarnation)
+            self.strict = frozenset(welcome.strict_tenants)
+            self._allow(welcome.ttl_ms)
         elif incarnation != self.incarnation:
             self.fence("the registry gave this process another incarnation")
             return
         self._uplink.settled()
         self._in_session = True
         self._sessions += 1
-        self._last_tick_ms = self.clock.now()
+        self._renewals.clear()
+        self._good_until_ms = self._asked_ms + welcome.ttl_ms * 9 // 10
         self._released.clear()
         self._send_releases(list(self._releases))
-        self._tick(self._sessions, ttl_ms, beat_ms, 0)
+        self._tick(self._sessions, welcome.ttl_ms, welcome.beat_ms, 0)
+
+    def _allow(self, ttl_ms: int) -> None:
+        self._standstill.allow(self.clock.now(), ttl_ms)
+
+    def is_silent(self) -> bool:
+        """Whether nothing may go out any more; asked before each step (P11)."""
+        if self.alive and self._standstill.too_long(self.clock.now()):
+            self.fence(f"stood still for {self._standstill.stood_ms} ms")
+        return not self.alive
+
+    def lease_over(self) -> bool:
+        """Whether the lease could not be renewed: strict tenants have to wait (P3)."""
+        return self.clock.now() > self._good_until_ms
+
+    def _sign(self) -> None:
+        if self._standstill.sign(self.clock.now()):
+            self.after(SIGN_MS, self._sign)
+        else:
+            self.is_silent()
 
     def _tick(self, session: int, ttl_ms: int, beat_ms: int, ticks: int) -> None:
-        if session != self._sessions or not self._in_session:
+        if session != self._sessions or not self._in_session or self.is_silent():
             return
-        now = self.clock.now()
-        stood_ms, self._last_tick_ms = now - self._last_tick_ms, now
-        if stood_ms > ttl_ms:
-            self.fence(f"stood still for {stood_ms} ms")
-            if not self.alive:
-                return
         self.tell(self.beat())
         if ticks % (ttl_ms // 5 // beat_ms) == 0:
+            self._renewals[ticks] = self.clock.now()
             self.tell(lambda peer: to_registry.RenewLease(peer, ticks))
         self.after(beat_ms, lambda: self._tick(session, ttl_ms, beat_ms, ticks + 1))
+
+    def _tell_log_head(self) -> None:
+        """The largest fence in the log, if the log can be asked."""
+        if not self.log.connected:
+            return
+        largest = Epoch(self.log_process.largest_fence())
+
+        def answer() -> None:
+            self.tell(lambda peer: to_registry.ReportLogHead(peer, largest))
+
+        self.after(self.network.delay() * 2, answer)
+
+    def _look_for_orphans(self) -> None:
+        """Users with an open run and no manager here; the registry knows who has one elsewhere."""
+        if self._in_session and self.log.connected:
+            users = tuple(u for u in self.log_process.open_users() if u not in self.host.live)
+            if users:
+                self.tell(lambda peer: to_registry.AdoptUsers(peer, users))
+
+    def _look_again(self) -> None:
+        self._look_for_orphans()
+        self.after(ORPHANS_MS, self._look_again)
 
     def beat(self) -> Say:
         managers, runs = len(self.host.live), self.host.open_runs
@@ -175,20 +239,18 @@ class SimulatedNode(Process):
 
         self.after(CONFIRM_MS, late)
 
-    def release(self, user: UserKey, epoch: Epoch, cause: str) -> None:
+    def release(self, release: to_registry.Release) -> None:
         """Give a placement back; kept until the registry has answered."""
-        self._releases[user, epoch] = cause
-        self._send_releases([(user, epoch)])
-
-    def make_release(self, user: UserKey, epoch: Epoch, cause: str) -> to_registry.Release:
-        return to_registry.Release(user, epoch, cause)
+        key = (release.user, release.epoch)
+        self._releases[key] = release
+        self._send_releases([key])
 
     def _send_releases(self, keys: list[tuple[UserKey, Epoch]]) -> None:
         if not keys:
             return
         self._requests += 1
         number = self._requests
-        releases = tuple(self.make_release(u, e, self._releases[u, e]) for u, e in keys)
+        releases = tuple(self._releases[key] for key in keys)
         if self.tell(lambda peer: to_registry.ReleasePlacements(peer, number, releases)):
             self._released[number] = keys
 

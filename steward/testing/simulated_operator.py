@@ -34,14 +34,24 @@ class SimulatedOperator(Process):
             ),
         )
 
-    def drain(self, node: SimulatedNode) -> None:
-        """Move everybody away from a node, which then ends."""
+    def drain(self, node: SimulatedNode, stop_ms: int) -> None:
+        """Move everybody away from a node, which is then stopped and started again."""
+        if node.alive:
+            life = node.life
+            self._ask(lambda peer: to_registry.DrainNode(peer, node.node_id))
+            self.after(stop_ms, lambda: node.crash() if node.life == life else None)
 
     def move(self, user: UserKey, node: SimulatedNode) -> None:
-        """Move one user."""
+        """Move one user, to this node."""
+        self._ask(lambda peer: to_registry.MoveUser(peer, user, node.node_id))
 
-    def calm(self) -> None:
-        """Drains are over."""
+    def evict(self, user: UserKey) -> None:
+        """End all that there is of a user; who is still allowed to comes back."""
+        self._ask(lambda peer: to_registry.EvictUser(peer, user, "asked for"))
+
+    def fence(self, node: SimulatedNode) -> None:
+        """Evidence E."""
+        self._ask(lambda peer: to_registry.FenceNodeByOperator(peer, node.node_id, "asked for"))
 
     def _ask(self, say: Say) -> None:
         self._uplink.send(say)

@@ -13,12 +13,16 @@ from registry_service.core.config import RegistryConfig
 from registry_service.core.registry import Registry
 from registry_service.core.transactions import Outcome, StoreOperation
 from registry_service.store.memory import MemoryDisk
+from steward.model.keys import NodeIncarnation
 from steward.model.placement import Placement
-from steward.testing.faults import Faults
+from steward.testing.faults import STRICT_TENANT, Faults
 from steward.testing.invariants import Invariants
 from steward.testing.simulated_network import End, Network, Process
 from steward.testing.simulated_store import SimulatedStore
 from steward.testing.world import World
+
+MOST_TICKS = 50
+"""So many timers at one moment are a loop that keeps a core busy."""
 
 Say = Callable[[to_registry.PeerId], to_registry.Command]
 """A message to the registry: the sender does not know the number that it has there."""
@@ -38,7 +42,7 @@ class SimulatedRegistry(Process):
         rate: int,
     ) -> None:
         super().__init__(world, network, "registry", rate)
-        self.config = RegistryConfig()
+        self.config = RegistryConfig(strict_tenants=frozenset({STRICT_TENANT}))
         self.disk = disk
         self.store = store(world, network, disk, faults)
         self.fences = 0
@@ -52,6 +56,7 @@ class SimulatedRegistry(Process):
         self._ends: dict[to_registry.PeerId, End] = {}
         self._asked.clear()
         self._timer: int | None = None
+        self._ticks = self._ticked_ms = 0
         self._machine = Registry(self.config)
         self._term, view = self.store.open()
         self._handle(to_registry.Recover(view))
@@ -63,6 +68,19 @@ class SimulatedRegistry(Process):
         end.on_message = lambda say: self._told(say(peer))
         end.on_end = lambda: self._lost(peer, hello)
 
+    def watch(self, incarnation: NodeIncarnation) -> None:
+        """The store's watch says that a node key is gone (P14).
+
+        The engines that exist lose no keys and have no watch, so that the machine has no command
+        for it yet: its word goes to the part that hears of lost keys when it places somebody.
+        """
+        if self.alive:
+            self.arrive(lambda: self._gone(incarnation))
+
+    def _gone(self, incarnation: NodeIncarnation) -> None:
+        self._machine._fencing.gone(incarnation)
+        self._handle(to_registry.Tick())
+
     def _lost(self, peer: to_registry.PeerId, hello: str) -> None:
         self._ends.pop(peer, None)
         if hello == "node":
@@ -73,6 +91,10 @@ class SimulatedRegistry(Process):
     def _told(self, command: to_registry.Command) -> None:
         if isinstance(command, to_registry.ResolveManagers):
             self._asked[command.peer, command.request_id] = command
+        elif isinstance(command, to_registry.FenceNodeByOperator):
+            node = self.disk.nodes.get(command.node_id)
+            if node is not None:
+                self._invariants.promises_nothing(node.incarnation)
         self._handle(command)
 
     def _handle(self, command: to_registry.Command) -> None:
@@ -89,6 +111,11 @@ class SimulatedRegistry(Process):
     def _tick(self, due: int) -> None:
         if self._timer == due:
             self._timer = None
+            now = self.clock.now()
+            self._ticks = self._ticks + 1 if now == self._ticked_ms else 0
+            self._ticked_ms = now
+            text = "the registry asks for its timer again and again"
+            self._invariants.require("L1", self._ticks < MOST_TICKS, text)
             self._handle(to_registry.Tick())
 
     def _perform(self, effect: from_registry.Effect) -> None:

@@ -2,7 +2,7 @@
 
 A transaction may be lost before it is applied, its answer may be lost after, or it is applied
 when its caller has long given up and perhaps sent it again. `WatchedDisk` shows each change to the
-invariants; a backup of it can be put back, with the generation raised.
+invariants; a backup of it can be put back.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from registry_service.core.transactions import (
     NodeJoined,
-    NodeRecord,
     Outcome,
     StoreOperation,
     StoreResult,
@@ -25,13 +24,16 @@ from steward.testing.invariants import Invariants
 from steward.testing.simulated_network import Network, Process
 from steward.testing.world import World
 
+LEAP = 1 << 20
+"""More than the numbers that were given since a backup."""
+
 
 @dataclass(frozen=True, slots=True)
 class Backup:
     """What a copy of the store held."""
 
+    generation: int
     revision: int
-    nodes: dict[NodeId, NodeRecord]
     placements: dict[UserKey, Placement]
     tombs: dict[str, tuple[NodeIncarnation, str]]
 
@@ -51,7 +53,7 @@ class WatchedDisk(MemoryDisk):
         result = super()._apply(operation)
         if isinstance(result, NodeJoined):
             record = result.record
-            self._invariants.joined(self.generation, record.incarnation, record.claim.nonce)
+            self._invariants.joined(record.incarnation, record.claim.nonce)
         if user is not None:
             after = self.placements.get(user)
             if after != before:
@@ -70,30 +72,39 @@ class WatchedDisk(MemoryDisk):
         other.term = self.term
         other.revision = self.revision
         other.nodes, other.placements = dict(self.nodes), dict(self.placements)
-        other.tombs = dict(self.tombs)
+        other.tombs, other.holds = dict(self.tombs), dict(self.holds)
         return other
 
-    def lose(self, node_id: NodeId) -> None:
+    def lose(self, node_id: NodeId) -> NodeIncarnation:
         """The key of a node is gone, though the node lives: old engines lose live leases."""
         self._world.note("store: lost the key of {}", node_id)
-        del self.nodes[node_id]
+        lost = self.nodes.pop(node_id)
+        self._invariants.promises_nothing(lost.incarnation)
         self.revision += 1
+        return lost.incarnation
 
     def backup(self) -> Backup:
-        return Backup(self.revision, dict(self.nodes), dict(self.placements), dict(self.tombs))
+        return Backup(
+            self.generation,
+            self.revision,
+            dict(self.placements),
+            dict(self.tombs),
+        )
 
     def restore(self, backup: Backup) -> None:
-        """Put a backup back as the procedure asks: a higher generation, and every node fenced.
+        """Put a backup back, raise the generation (P18), leap ahead, and let every node join anew.
 
-        The backup knows nothing of placements that were made since, so a node that lives may
-        have managers that nobody else knows of: it has to join anew.
+        The last two are what the simulation found to be needed. The backup does not know of
+        managers that were made, or let go, since, on nodes that live, and nobody else would ever
+        ask them; and a `node_rev` that is given a second time tells such a node that it is known.
         """
         self._world.note("store: restored from revision {} to {}", self.revision, backup.revision)
-        self.generation += 1
-        self.revision = backup.revision
+        self.generation = max(self.generation, backup.generation) + 1
+        self.revision = backup.revision + LEAP
         self.nodes = {}
         self.placements = dict(backup.placements)
         self.tombs = dict(backup.tombs)
+        self.holds = {}
         self.term += 1
 
 

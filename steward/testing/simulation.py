@@ -19,7 +19,7 @@ import orjson
 from agent_service.log.memory import LogState
 from registry_service.core import commands as to_registry
 from steward.model.keys import StreamId, UserKey
-from steward.testing.faults import Faults
+from steward.testing.faults import STRICT_TENANT, Faults
 from steward.testing.invariants import InvariantBroken, Invariants
 from steward.testing.simulated_client import SimulatedClient
 from steward.testing.simulated_edge import SimulatedEdge
@@ -35,6 +35,7 @@ from steward.testing.world import Action, World
 BOUND_MS = 60_000
 """L1: so long after the last fault everything that was started is over."""
 LOOK_MS = 500
+TENANTS = ("default", STRICT_TENANT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class Simulation:
             for i in range(edges)
         ]
         self.operator = SimulatedOperator(world, network, self.registry)
-        self.users = [UserKey("default", f"user-{i}") for i in range(users)]
+        self.users = [UserKey(TENANTS[i % 2], f"user-{i}") for i in range(users)]
         self.clients = [
             SimulatedClient(f"{user.user}/{i}", user, world, network, self.edges, self.invariants)
             for user in self.users
@@ -182,8 +183,10 @@ class Simulation:
         self._often(faults.spurious_loss_ms, self._lose_lease)
         self._often(faults.restore_ms, self._restore)
         self._often(faults.suspend_ms, self._suspend)
-        self._often(faults.drain_ms, lambda: self.operator.drain(self._node()))
+        self._often(faults.drain_ms, self._drain)
         self._often(faults.move_ms, self._move)
+        self._often(faults.evict_ms, lambda: self.operator.evict(world.random.choice(self.users)))
+        self._often(faults.operator_fence_ms, lambda: self.operator.fence(self._node()))
 
     def _often(self, mean_ms: int, happens: Action) -> None:
         """While the world is busy, at times of its own."""
@@ -279,13 +282,18 @@ class Simulation:
         """The store has lost the key of a node that lives."""
         nodes = tuple(self.disk.nodes)
         if nodes:
-            self.disk.lose(self.world.random.choice(nodes))
+            lost = self.disk.lose(self.world.random.choice(nodes))
+            wait_ms = self.world.between(5, 3_000)
+            self.world.after(wait_ms, lambda: self.registry.watch(lost))
 
     def _restore(self) -> None:
         self.registry.crash()
         self.disk.restore(self.world.random.choice(self._backups))
         self._backups = [self.disk.backup()]
         self.world.after(self.world.between(20, 1_500), self.registry.start)
+
+    def _drain(self) -> None:
+        self.operator.drain(self._node(), self.world.between(500, 6_000))
 
     def _move(self) -> None:
         self.operator.move(self.world.random.choice(self.users), self._node())
@@ -309,7 +317,6 @@ class Simulation:
                 process.wake()
         for client in self.clients:
             client.come_back()
-        self.operator.calm()
 
     # ---- how it ends
 

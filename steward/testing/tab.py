@@ -15,6 +15,8 @@ from urllib.parse import urlencode
 
 import aiohttp
 
+from steward.client.checks import check_stream
+
 SUBPROTOCOL = "steward.v1"
 READY_S = 15.0
 
@@ -97,6 +99,17 @@ class Tab:
             if event["type"] == "agent_completed" and event.get("run_id") == accepted["run_id"]:
                 return event
         return await self.until("agent_completed", timeout_s, run_id=accepted["run_id"])
+
+    def findings(self) -> list[str]:
+        """What is wrong with the whole stream of a user, read from its first event on."""
+        found = check_stream(self.events)
+        numbers = [event["sequence"] for event in self.events]
+        if numbers != list(range(1, len(numbers) + 1)):
+            found.append(f"the sequences are not 1 to {len(numbers)}: {numbers}")
+        epochs = [event["epoch"] for event in self.events]
+        if epochs != sorted(epochs):
+            found.append(f"the epochs go down: {epochs}")
+        return found
 
     def drop(self) -> None:
         """Lose the connection without a goodbye, as a network does."""

@@ -4,7 +4,6 @@ import pytest
 
 from steward.testing.invariants import InvariantBroken
 from steward.testing.mutations import GUARDS
-from steward.testing.simulation import Simulation
 
 MOST_SEEDS = 60
 
@@ -30,7 +29,7 @@ def test_the_ten_guards_of_the_protocol_have_a_mutation() -> None:
 def test_a_removed_guard_breaks_its_invariant(name: str) -> None:
     for seed in range(1, MOST_SEEDS + 1):
         try:
-            Simulation(seed, parts=GUARDS[name].parts).run()
+            GUARDS[name].simulation(seed).run()
         except InvariantBroken as found:
             assert found.name in BROKEN[name]
             assert f"seed {seed}, step" in str(found)

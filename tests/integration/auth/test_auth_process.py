@@ -123,8 +123,12 @@ async def test_a_ticket_opens_once(auth: Any) -> None:
         assert issued.expires_in_seconds == 30
         first = (await edge.redeem(issued.ticket)).identity
         assert first == (await edge.check(token)).identity
-        assert refused(await edge.redeem(issued.ticket)) == "TOKEN_INVALID"
-        assert refused(await edge.redeem("never-issued")) == "TOKEN_INVALID"
+        again = await edge.redeem(issued.ticket)
+        guessed = await edge.redeem("never-issued")
+        assert refused(again) == refused(guessed) == "TOKEN_INVALID"
+        assert again.refusal == guessed.refusal, "whoever asks learns nothing"
+        assert again.replayed.user_id == "alice", "but the edge can put it on record"
+        assert not guessed.HasField("replayed")
 
 
 @pytest.mark.asyncio

@@ -154,6 +154,23 @@ async def test_what_came_before_the_close_is_delivered_before_the_close(make_edg
         assert seen == list(range(1, len(seen) + 1)) and len(seen) > 20
 
 
+async def test_connections_of_one_moment_age_at_different_ones(make_edge: Any) -> None:
+    edge = await make_edge(max_connection_age_s=1)
+    loop = asyncio.get_running_loop()
+    tabs = [await edge.raw(f"u{n}") for n in range(20)]
+    opened = loop.time()
+
+    async def aged(tab: Any) -> float:
+        while (await tab.text())["type"] != "going_away":
+            pass
+        at = loop.time()
+        assert await tab.close_code() == 4008
+        return at - opened
+
+    ages = await asyncio.gather(*map(aged, tabs))
+    assert max(ages) - min(ages) > 0.02 and min(ages) > 0.5
+
+
 async def test_many_connections_are_sent_away_in_time(make_edge: Any) -> None:
     edge = await make_edge(drain_spread_ms=1_500)
     tabs = [await edge.raw(f"u{n % 40}") for n in range(400)]

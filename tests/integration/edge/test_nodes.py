@@ -42,6 +42,38 @@ async def test_a_stream_that_breaks_is_opened_again_while_its_node_lives(edge: A
     assert edge.peers.streams(node) == 1
 
 
+async def test_a_registry_that_names_no_node_for_a_moment_costs_nobody_a_stream(
+    edge: Any,
+) -> None:
+    node = first_node(edge)
+    _, peer = edge.peers.node_servers[node.incarnation]
+    (side,) = peer.sides
+    async with edge.socket() as client:
+        edge.peers.peer.cluster_nodes({})
+        edge.cluster.emit_numbered(ALICE, 1)
+        assert await client.sequences(1) == [1]
+        assert edge.service.unready() is None
+        edge.peers.peer.cluster_nodes(edge.cluster.addresses())
+        edge.cluster.emit_numbered(ALICE, 1)
+        assert await client.sequences(1) == [2]
+    assert peer.sides == {side}
+
+
+async def test_a_node_that_is_no_longer_named_loses_its_stream_and_its_users_move(
+    edge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.uplink.nodes.UNLISTED_MS", 300)
+    old = first_node(edge)
+    async with edge.socket() as client:
+        await edge.peers.add_node("node-2")
+        del edge.cluster.nodes[old.incarnation]
+        edge.peers.peer.cluster_nodes(edge.cluster.addresses())
+        await edge.eventually(lambda: not edge.peers.streams(old), "its stream is closed")
+        await client.send(type="user_message", id="m1", content="x")
+        assert (await client.until("user_message"))["sequence"] == 1
+        assert edge.cluster.placements[ALICE].node_id == "node-2"
+
+
 async def test_readiness_says_whether_nodes_are_there_and_answer(make_edge: Any) -> None:
     edge = await make_edge()
     node = first_node(edge)
@@ -114,6 +146,22 @@ async def test_users_of_a_node_that_only_this_edge_cannot_reach_are_sent_away(
     await edge.eventually(lambda: edge.service._hub.nodes.proven == 2, "both nodes are proven")
     async with edge.socket() as alice:
         assert alice.ready["manager"]["node_id"] == "node-2"
+
+
+async def test_without_the_registry_nobody_is_sent_away(make_edge: Any, swallower: Any) -> None:
+    edge = await make_edge()
+    silent = await edge.peers.add_node("node-2", swallower)
+    edge.cluster.place(ALICE, silent)
+    hub = edge.service._hub
+    async with edge.socket() as client:
+        await edge.peers._servers[0].stop(0)
+        await edge.eventually(lambda: not hub.registry.connected, "the registry is away")
+        swallower.swallows = True
+        await edge.eventually(lambda: hub.nodes.is_given_up(silent.incarnation), "it is silent")
+        reach = hub.nodes._peers[silent.incarnation].reach
+        await edge.eventually(lambda: reach.silent_ms > 3_000, "and stays so")
+        await client.send(type="ping", t=1)
+        assert (await client.frame()) == {"type": "pong", "t": 1}
 
 
 async def test_a_silent_node_that_is_fenced_sends_nobody_away(

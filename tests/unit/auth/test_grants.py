@@ -5,7 +5,11 @@ import pytest
 from auth_service.core.grants import (
     LOGIN_TTL_MS,
     MAX_ORIGIN_CHARS,
+    MOST_USED,
     TICKET_TTL_MS,
+    TicketReplayed,
+    UsedTickets,
+    digest_of,
     new_login,
     new_ticket,
     redeem_login,
@@ -131,3 +135,15 @@ def test_only_marks_that_a_live_token_could_fall_under_are_relevant() -> None:
     # Not relevant is not forgotten: the clock may have been wrong.
     with pytest.raises(StewardError):
         revocations.check(ALICE, NOW - LIFETIME - 1)
+
+
+def test_a_used_ticket_is_told_from_a_guess_for_as_long_as_it_is_remembered() -> None:
+    used = UsedTickets()
+    used.add(digest_of("mine"), ALICE)
+    used.check(digest_of("guessed"))
+    with pytest.raises(TicketReplayed) as caught:
+        used.check(digest_of("mine"))
+    assert (caught.value.user, caught.value.reason) == (ALICE, Reason.TOKEN_INVALID)
+    for n in range(MOST_USED):
+        used.add(digest_of(str(n)), ALICE)
+    used.check(digest_of("mine"))

@@ -10,9 +10,11 @@ from edge.core.attachment import (
     LINGER_MS,
     MOST_BACKOFF_MS,
     MOST_PENDING,
-    Answered,
     Attachment,
     AttachmentState,
+)
+from edge.core.attachment_values import (
+    Answered,
     ClientCame,
     ClientLeft,
     Effect,
