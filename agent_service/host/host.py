@@ -265,7 +265,7 @@ class ManagerHost:
         elif live is not None and epoch < live.epoch:
             self._report(ViolationKind.STALE_EPOCH_COMMAND, user, epoch, "edge command")
             self._edges.refuse(user, epoch, command, Reason.EPOCH_STALE, live.epoch)
-        elif activation is not None and isinstance(command, AttachEdge):
+        elif activation is not None and epoch < activation.epoch:
             self._edges.refuse(user, epoch, command, Reason.EPOCH_STALE, activation.epoch)
         elif self._gone.get(user) == epoch:
             # It was moved or put away by plan, and the edge has not heard of it yet.
@@ -462,8 +462,11 @@ class ManagerHost:
             raise GrantRefused(ViolationKind.STALE_SEAL, sealed.fence)
         if self.is_silent():
             raise StewardError(Reason.NODE_DRAINING, "this incarnation is over")
-        manager = make_manager(grant, sealed, self._policy)
         before = self._live.get(user)
+        if before is not None and before.epoch > epoch:
+            # A later placement was quicker: the seal is over already.
+            raise StewardError(Reason.EPOCH_STALE, "a later manager of this user is here")
+        manager = make_manager(grant, sealed, self._policy)
         if before is not None:
             self._handle(before, Fence(epoch))
         self._live[user] = manager

@@ -15,13 +15,14 @@ Pure: the driver numbers commands and spreads backoffs (`spread`, 0 to 1000).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
 
 from edge.core.announcements import Announcements
 from edge.core.attachment_values import (
     Answered,
+    Behind,
     ClientCame,
     ClientLeft,
     Command,
@@ -30,6 +31,7 @@ from edge.core.attachment_values import (
     EndSessions,
     Evicted,
     HeadKnown,
+    HeadRefreshed,
     NodeLost,
     Occupied,
     Over,
@@ -104,6 +106,7 @@ class Attachment:
         "_lost_ms",
         "_min_epoch",
         "_pending",
+        "_refresh_id",
         "_spread",
         "_trace",
         "live_epoch",
@@ -133,6 +136,8 @@ class Attachment:
         self._spread = spread
         self._pending: dict[int, _Pending] = {}
         self._attach_id = 0
+        # The question how far the stream is, while it has no answer; 0 for none.
+        self._refresh_id = 0
         self._attempt = 0
         self._min_epoch = 0
         self._due_ms = 0
@@ -197,6 +202,8 @@ class Attachment:
                 return self._attach(now_ms, placement)
             case Evicted():
                 return self._evict()
+            case Behind():
+                return self._refresh()
             case ClientCame(client_id):
                 self._clients.begin(client_id)
                 live = self.placement if self.live_epoch else None
@@ -253,14 +260,36 @@ class Attachment:
         self.placement = placement
         self.max_epoch = max(self.max_epoch, placement.epoch)
         self._attach_id = next(self._ids)
+        self._refresh_id = 0
         self._due_ms = now_ms + ATTACH_ANSWER_MS
         command = EdgeCommand(
             self.user, placement.epoch, self._attach_id, self._waiting_trace(), Attach(gap_ms)
         )
         return [SendCommand(placement, command)]
 
+    def _refresh(self) -> list[Effect]:
+        """Attach once more, where this edge is attached: the answer tells the head."""
+        placement = self.placement
+        if placement is None or not self.live_epoch or self._refresh_id:
+            return []
+        self._refresh_id = next(self._ids)
+        command = EdgeCommand(
+            self.user, placement.epoch, self._refresh_id, self._waiting_trace(), Attach(0)
+        )
+        return [SendCommand(placement, command)]
+
+    def _on_refreshed(self, attached: Attached) -> list[Effect]:
+        self._refresh_id = 0
+        head = self._head
+        if head is None or not self.live_epoch:
+            return []
+        self._head = head = replace(head, sequence=max(head.sequence, attached.sequence))
+        return [HeadRefreshed(head)]
+
     def _on_answer(self, now_ms: int, answer: Answer) -> list[Effect]:
         match answer.body:
+            case Attached() as attached if answer.command_id == self._refresh_id:
+                return self._on_refreshed(attached)
             case Attached() if answer.command_id != self._attach_id:
                 self._clients.came_back(answer.command_id, answer.epoch)
                 return []
@@ -312,7 +341,7 @@ class Attachment:
             return []
         if refused.known_epoch > epoch:
             self._min_epoch = max(self._min_epoch, refused.known_epoch)
-        elif refused.reason is Reason.EPOCH_STALE:
+        elif refused.reason is Reason.EPOCH_STALE and not refused.known_epoch:
             self._min_epoch = max(self._min_epoch, epoch + 1)
         else:
             self._min_epoch = max(self._min_epoch, epoch)

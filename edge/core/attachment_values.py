@@ -62,6 +62,11 @@ class Evicted:
 
 
 @dataclass(frozen=True, slots=True)
+class Behind:
+    """A connection has seen more than this edge: ask the manager how far the stream is."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClientCame:
     """A connection with this client id is here: older ones elsewhere are to end."""
 
@@ -98,6 +103,7 @@ Command = (
     | NodeLost
     | PlacementMoved
     | Evicted
+    | Behind
     | ClientCame
     | ClientLeft
     | Submit
@@ -127,6 +133,13 @@ class SendCommand:
 @dataclass(frozen=True, slots=True)
 class HeadKnown:
     """Attached: tell every session."""
+
+    head: StreamHead
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRefreshed:
+    """The answer to `Behind`: tell the sessions that were not ready yet."""
 
     head: StreamHead
 
@@ -169,6 +182,7 @@ Effect = (
     ResolveManager
     | SendCommand
     | HeadKnown
+    | HeadRefreshed
     | SearchFailed
     | Settle
     | EndClient

@@ -72,6 +72,12 @@ def _sequence(text: str) -> int:
     return int(text)
 
 
+def is_ahead(point: ResumePoint, head: StreamHead) -> bool:
+    """Whether the client claims more of this very stream than `head` has."""
+    same = point.stream is None or point.stream == head.stream_id
+    return point.after is not None and same and point.after > head.sequence
+
+
 def decide_resume(point: ResumePoint, head: StreamHead) -> tuple[Resume, int]:
     """How to go on, and the sequence of the first event to send."""
     oldest = max(head.oldest, 1)

@@ -31,7 +31,7 @@ from edge.core.client_messages import (
 from edge.core.commands import Accepted, CommandOutcome, Refused
 from edge.core.frames import CLOSE_NORMAL, CLOSE_TOO_LARGE
 from edge.core.rate import Strikes
-from edge.core.resume import Resume, StreamHead, decide_resume
+from edge.core.resume import Resume, ResumePoint, StreamHead, decide_resume
 from edge.core.session_values import (
     Abort,
     AttachFailed,
@@ -187,6 +187,11 @@ class EdgeSession:
         if self.state is not SessionState.ATTACHING or self._early is None:
             return True
         return len(self._early) < MOST_EARLY_FRAMES and self._early_bytes < MOST_EARLY_BYTES
+
+    @property
+    def point(self) -> ResumePoint:
+        """What the client had when it came."""
+        return self._start.point
 
     @property
     def closing(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from edge.core.attachment import Attachment
 from edge.core.attachment_values import (
+    Behind,
     ClientCame,
     ClientLeft,
     Command,
@@ -21,6 +22,7 @@ from edge.core.attachment_values import (
     EndClient,
     EndSessions,
     HeadKnown,
+    HeadRefreshed,
     Occupied,
     Over,
     Resolved,
@@ -35,7 +37,7 @@ from edge.core.attachment_values import (
 )
 from edge.core.batch import EventBatch
 from edge.core.commands import CommandOutcome, Delivery, UserCommand
-from edge.core.resume import StreamHead
+from edge.core.resume import StreamHead, is_ahead
 from edge.core.session import SessionState
 from edge.core.session_values import (
     AttachFailed,
@@ -149,7 +151,10 @@ class Audience:
             self.handle(ClientCame(connection.client_id))
         self.connections = (*self.connections, connection)
         head = self.attachment.head(self.sequence)
-        if head is not None:
+        if head is not None and is_ahead(connection.session.point, head):
+            # It comes from a faster edge: only the manager knows how far the stream is.
+            self.handle(Behind())
+        elif head is not None:
             self._attach(connection, head)
         self.handle(Occupied(self._arrival_trace("edge.connect")))
 
@@ -216,6 +221,11 @@ class Audience:
                 self.sequence = max(self.sequence, head.sequence)
                 for connection in self.connections:
                     self._attach(connection, head)
+            case HeadRefreshed(head):
+                self.sequence = max(self.sequence, head.sequence)
+                for connection in self.connections:
+                    if connection.session.state is SessionState.ATTACHING:
+                        self._attach(connection, head)
             case SearchFailed(reason):
                 for connection in self.connections:
                     if connection.session.state is SessionState.ATTACHING:

@@ -15,7 +15,6 @@ from typing import Any
 from agent_service.core.grants import AUDIT_EVENT, Grant
 from agent_service.core.manager import Manager
 
-
 # What a type checker would refuse is what is tried.
 _manager: Any = Manager
 _grant: Any = Grant

@@ -33,8 +33,6 @@ class Invariants:
     """What was seen so far, and the checks against it."""
 
     def __init__(self) -> None:
-        # Clients that were sent back to the start by an edge that lagged.
-        self.resets = 0
         self.counts: Counter[str] = Counter(dict.fromkeys(NAMES, 0))
         self._log: dict[UserKey, list[bytes]] = {}
         self._checkers: dict[UserKey, StreamChecker] = {}
@@ -175,15 +173,10 @@ class Invariants:
         self._heard[edge, user] = epoch
 
     def began(self, client: str, user: UserKey, after: int, head: int) -> None:
-        """A connection of a client begins behind `after`; its edge knows of `head` events.
-
-        To go back to the start is right for an edge that has seen less than the client alone.
-        """
+        """A connection of a client begins behind `after`; its edge knows of `head` events."""
         seen = self._shown.setdefault(client, 0)
-        reset = after == 0 and head < seen
-        self.resets += reset
         text = "{} had {} of {}, its edge {}, and was set to {}"
-        self.require("I4", reset or after == seen, text, client, seen, user, head, after)
+        self.require("I4", after == seen, text, client, seen, user, head, after)
         self._shown[client] = after
 
     def shown(self, client: str, user: UserKey, first: int, payloads: Sequence[bytes]) -> None:

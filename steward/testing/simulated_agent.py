@@ -8,18 +8,30 @@ the real agent loop does it.
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
 from agent_service.core.commands import RecallThought
 from agent_service.core.effects import StartRun
+from steward.model.keys import UserKey
 from steward.model.verbs import EmitEvent, EventType, FinishRun, Outcome, RepeatCall, Verb
 
-if TYPE_CHECKING:
-    from steward.testing.simulated_host import Live, SimulatedHost
-
 RETRY_MS = 250
+
+
+class RunHost(Protocol):
+    """What a run needs of its host. `node` is its process, `live` the manager that runs it."""
+
+    node: Any
+
+    def handle(self, live: Any, command: Any) -> None: ...
+
+    def verbs(self, user: UserKey, verbs: tuple[Verb, ...]) -> None: ...
+
+    def acted(self, live: Any, what: str) -> None: ...
+
+    def stored_events(self, user: UserKey, run_id: str) -> list[dict[str, Any]]: ...
 
 
 class _Step(NamedTuple):
@@ -68,7 +80,7 @@ def left_of(script: list[_Step], events: list[dict[str, Any]]) -> list[_Step]:
 class PlayedRun:
     """One execution of a run on a node."""
 
-    def __init__(self, host: "SimulatedHost", live: "Live", start: StartRun) -> None:
+    def __init__(self, host: RunHost, live: Any, start: StartRun) -> None:
         self._host = host
         self._node = host.node
         self._world = host.node.world

@@ -12,11 +12,12 @@ from typing import Any
 
 from agent_service.core import commands as to_manager
 from agent_service.core import effects as from_manager
-from edge.core import attachment as att
+from edge.core import attachment_values as att
 from edge.core import commands as words
 from edge.core import session_values as val
+from edge.core.attachment import Attachment
 from edge.core.batch import EventBatch
-from edge.core.resume import ResumePoint, StreamHead
+from edge.core.resume import ResumePoint, StreamHead, is_ahead
 from edge.core.server_messages import Limits
 from edge.core.session import EdgeSession, SessionState
 from registry_service.core import commands as to_registry
@@ -120,7 +121,7 @@ class Audience:
         self.name = f"{edge.process}#{next(edge.numbers)}"
         spread = edge.world.between(0, 1000)
         now = edge.clock.now()
-        self.attachment = att.Attachment(now, user, 1_000_000, edge.numbers, spread)
+        self.attachment = Attachment(now, user, 1_000_000, edge.numbers, spread)
         self.connections: tuple[Connection, ...] = ()
         self.sequence = 0
         self._tickets = itertools.count(1)
@@ -130,7 +131,9 @@ class Audience:
     def join(self, connection: Connection) -> None:
         self.connections = (*self.connections, connection)
         head = self.attachment.head(self.sequence)
-        if head is not None:
+        if head is not None and is_ahead(connection.session.point, head):
+            self.handle(att.Behind())
+        elif head is not None:
             connection.handle(val.StreamAttached(head))
         self.handle(att.Occupied(TRACE))
 
@@ -178,6 +181,11 @@ class Audience:
                 self.edge.invariants.heard(self.name, self.user, head.epoch)
                 self.sequence = max(self.sequence, head.sequence)
                 self._attached(head)
+            case att.HeadRefreshed(head):
+                self.sequence = max(self.sequence, head.sequence)
+                for connection in self.connections:
+                    if connection.session.state is SessionState.ATTACHING:
+                        connection.handle(val.StreamAttached(head))
             case att.SearchFailed(reason):
                 for connection in self.connections:
                     if connection.session.state is SessionState.ATTACHING:
@@ -294,7 +302,7 @@ class SimulatedEdge(Process):
         if self._audiences.get(audience.user) is audience:
             del self._audiences[audience.user]
 
-    def takes(self, attachment: att.Attachment, source: NodeIncarnation, epoch: int) -> bool:
+    def takes(self, attachment: Attachment, source: NodeIncarnation, epoch: int) -> bool:
         """P15: whether a delivery is of the manager that counts here."""
         return epoch == attachment.live_epoch and source == attachment.live_node
 

@@ -5,32 +5,61 @@ never made again under its epoch; effects are carried out in order.
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import orjson
 
 from agent_service.core import commands as to_manager
 from agent_service.core import effects as from_manager
-from agent_service.core.grants import Grant, GrantRefused
+from agent_service.core.grants import Grant, GrantBook, GrantRefused
 from agent_service.core.journal import AppendOutcome, Committed, Fenced, Seal, SealOutcome
 from agent_service.core.manager import Manager
 from agent_service.host.activation import make_manager
 from registry_service.core import commands as to_registry
 from steward.errors import Reason
-from steward.model.keys import EdgeId, Epoch, UserKey
+from steward.model.keys import EdgeId, Epoch, NodeIncarnation, UserKey
 from steward.model.placement import Placement
 from steward.model.verbs import RunKey, Verb
 from steward.testing.faults import POLICY, TRACE, WALL_MS
+from steward.testing.invariants import Invariants
 from steward.testing.simulated_agent import PlayedRun
+from steward.testing.simulated_log import LogUplink, SimulatedLog
 from steward.testing.simulated_network import End
-
-if TYPE_CHECKING:
-    from steward.testing.simulated_node import SimulatedNode
+from steward.testing.world import Action, Clock, World
 
 SWEEP_MS = 250
 IDLE_MS = 300
 HANDOFF_MS = 3_000
+
+
+class Home(Protocol):
+    """The node process around a host: its life, its session with the registry, its log."""
+
+    world: World
+    clock: Clock
+    invariants: Invariants
+    log: LogUplink
+    log_process: SimulatedLog
+    process: str
+    life: int
+    incarnation: NodeIncarnation | None
+    book: GrantBook | None
+    strict: frozenset[str]
+
+    @property
+    def running(self) -> bool: ...
+
+    def after(self, delay_ms: int, action: Action) -> None: ...
+
+    def is_silent(self) -> bool: ...
+
+    def lease_over(self) -> bool: ...
+
+    def confirm(self, user: UserKey, answer: Callable[[Placement | None], None]) -> None: ...
+
+    def release(self, release: to_registry.Release) -> None: ...
 
 
 @dataclass(slots=True)
@@ -59,7 +88,7 @@ class SimulatedHost:
 
     run: type[PlayedRun] = PlayedRun
 
-    def __init__(self, node: "SimulatedNode") -> None:
+    def __init__(self, node: Home) -> None:
         self.node = node
         self.live: dict[UserKey, Live] = {}
         self._activations: dict[UserKey, _Activation] = {}

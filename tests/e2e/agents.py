@@ -26,8 +26,7 @@ async def worker(run: Run) -> str:
     file = Path(name)
 
     async def work(number: int) -> int:
-        with file.open("a") as lines:
-            lines.write(f"{run.epoch} {number}\n")
+        note(file, f"{run.epoch} {number}")
         await asyncio.sleep(int(each_ms) / 1000)
         return number * number
 
@@ -36,3 +35,9 @@ async def worker(run: Run) -> str:
         found = await run.tool("work", {"number": number}, work)
         await run.say(f"{number}: {found}. ")
     return "done"
+
+
+def note(file: Path, line: str) -> None:
+    """Append a line in one write, which is whole or absent whatever becomes of the process."""
+    with file.open("a") as lines:
+        lines.write(f"{line}\n")

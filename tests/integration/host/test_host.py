@@ -8,7 +8,7 @@ import pytest
 
 from agent_service.core.commands import CancelRun, DetachEdge, SubmitMessage
 from agent_service.core.effects import AnswerAccepted, AnswerAttached, AnswerRefused
-from agent_service.core.journal import Append, AppendOutcome
+from agent_service.core.journal import Append, AppendOutcome, Seal, SealOutcome
 from agent_service.log.memory import MemoryLog
 from agent_service.log.port import EventPage, LogFailed, ReadRange
 from steward.errors import Reason, StewardError
@@ -115,6 +115,38 @@ async def test_a_higher_grant_ends_the_manager_and_it_is_never_made_again_under_
     assert node.host.managers == 0
     node.attach(9)
     await until(lambda: len(node.edge.of(AnswerAttached)) == 2, "attached under 9")
+
+
+class FirstSealWaits(MemoryLog):
+    """Answers the first seal only when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let = asyncio.Event()
+        self.seals = 0
+
+    async def seal(self, seal: Seal) -> SealOutcome:
+        self.seals += 1
+        if self.seals == 1:
+            await self.let.wait()
+        return await super().seal(seal)
+
+
+@pytest.mark.asyncio
+async def test_a_higher_epoch_is_taken_while_a_lower_one_is_still_being_made(
+    make_node: Any,
+) -> None:
+    log = FirstSealWaits()
+    node = make_node(log)
+    node.place(7)
+    node.attach(7)
+    await until(lambda: log.seals == 1, "the first seal is on its way")
+    await node.attached(9)
+    log.let.set()
+    await until(lambda: bool(node.edge.of(AnswerRefused)), "the lower one is refused")
+    node.send(9, "m1", "hello")
+    await until(lambda: "agent_completed" in node.edge.types(), "the higher one serves")
+    assert {event["epoch"] for event in node.edge.events} == {9}
 
 
 @pytest.mark.asyncio

@@ -212,8 +212,9 @@ async def test_without_answers_the_lease_is_uncertain_and_certain_again_with_the
         assert not node.session.fenced.done(), "uncertain is not over"
 
 
+@pytest.mark.parametrize("stream", ["held", "broken"])
 async def test_a_node_that_was_fenced_while_it_was_cut_off_learns_it_when_it_is_back(
-    make_node: Make, strict_registry: Any
+    make_node: Make, strict_registry: Any, stream: str
 ) -> None:
     async with CutProxy(strict_registry.address) as proxy:
         node = (await joined(make_node, "n1", address=proxy.address))[0]
@@ -221,6 +222,9 @@ async def test_a_node_that_was_fenced_while_it_was_cut_off_learns_it_when_it_is_
         proxy.cut()
         await eventually(lambda: other.members[-1] == ("n2",), "its lease is over")
         assert not node.session.fenced.done()
+        if stream == "broken":
+            # Then it is the answer to its next hello that tells it.
+            await proxy.break_off()
         proxy.mend()
         assert await asyncio.wait_for(node.session.fenced, 10) == "lease over"
         assert await asyncio.wait_for(asyncio.shield(node.task), 5) is None

@@ -15,6 +15,7 @@ from edge.core.attachment import (
 )
 from edge.core.attachment_values import (
     Answered,
+    Behind,
     ClientCame,
     ClientLeft,
     Effect,
@@ -22,6 +23,7 @@ from edge.core.attachment_values import (
     EndSessions,
     Evicted,
     HeadKnown,
+    HeadRefreshed,
     NodeLost,
     Occupied,
     Over,
@@ -111,6 +113,35 @@ def test_a_lost_manager_is_resolved_above_its_epoch(known: int) -> None:
     effects = attachment.handle(0, answer(7, 0, ManagerLost("MANAGER_MOVED", known)))
     assert effects == [ResolveManager(max(8, known))]
     assert attachment.live_epoch == 0 and attachment.head(9) is None
+
+
+def test_who_has_seen_more_than_the_edge_waits_for_the_managers_head() -> None:
+    attachment = live(7)
+    (asked,) = commands(attachment.handle(0, Behind()))
+    assert asked.command.body == Attach()
+    assert attachment.live_epoch == 7, "deliveries go on meanwhile"
+    assert attachment.handle(0, Behind()) == [], "one question for all"
+    body = Attached(StreamId("s1"), 20, 1)
+    (known,) = attachment.handle(0, answer(7, asked.command.command_id, body))
+    assert isinstance(known, HeadRefreshed) and known.head.sequence == 20
+    later = attachment.head(9)
+    assert later is not None and later.sequence == 20
+
+
+def test_a_head_that_was_asked_of_a_lost_manager_is_not_taken() -> None:
+    attachment = live(7)
+    (asked,) = commands(attachment.handle(0, Behind()))
+    attachment.handle(0, NodeLost(placement(7).incarnation, fenced=True))
+    body = Attached(StreamId("s1"), 20, 1)
+    assert attachment.handle(0, answer(7, asked.command.command_id, body)) == []
+
+
+def test_a_node_that_knows_an_older_epoch_is_asked_again_under_the_same() -> None:
+    attachment = fresh()
+    (asked,) = commands(attachment.handle(0, Resolved(placement(9))))
+    refused = Refused(Reason.EPOCH_STALE, "still making an older one", known_epoch=7)
+    attachment.handle(0, answer(9, asked.command.command_id, refused))
+    assert attachment.handle(MOST_BACKOFF_MS, Tick()) == [ResolveManager(9)]
 
 
 def test_an_attach_after_a_loss_says_how_long_the_manager_was_missed() -> None:
