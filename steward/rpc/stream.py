@@ -143,5 +143,7 @@ async def keep(
         if opened():
             backoff = FIRST_BACKOFF_S
         on_down(error)
+        # Its traceback keeps the call, and so a connection that gRPC would go on to dial.
+        del error
         await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
         backoff = min(backoff * 2, most_backoff_s)

@@ -55,11 +55,12 @@ async def count(run):
 SAID = "".join(f"{number} " for number in range(200))
 TTL_MS = 2000
 FAR = NodeId("node-x")
-USER = next(
+USERS = [
     name
-    for name in (f"user-{number}" for number in range(100))
+    for name in (f"user-{number}" for number in range(40))
     if favourite(UserKey("default", name), (NodeId("node-0"), FAR)) == FAR
-)
+]
+"""Who belongs on the far node."""
 
 
 class FarNode:
@@ -158,9 +159,14 @@ async def far(cluster: LocalCluster, tmp_path: Path) -> AsyncIterator[FarNode]:
 @asynccontextmanager
 async def tab_on_far_node(cluster: LocalCluster) -> AsyncIterator[Tab]:
     """A user's tab, whose manager is on the far node and whose run has begun."""
-    token = await asyncio.to_thread(cluster.token, USER)
     async with aiohttp.ClientSession() as session:
-        tab = await open_tab(session, cluster.url, token)
+        for user in USERS:
+            token = await asyncio.to_thread(cluster.token, user)
+            tab = await open_tab(session, cluster.url, token)
+            if tab.ready["manager"]["node_id"] == FAR:
+                break
+            # A node whose first beats were late is passed over; the next user tries again.
+            await tab.close()
         assert tab.ready["manager"]["node_id"] == FAR
         await tab.send("m1", "go")
         for _ in range(5):
@@ -276,7 +282,7 @@ async def test_another_process_under_the_name_of_a_living_node_is_refused_and_di
 async def test_open_runs_end_after_everything_was_killed_though_nobody_is_connected(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
-    token = await asyncio.to_thread(cluster.token, USER)
+    token = await asyncio.to_thread(cluster.token, USERS[0])
     async with aiohttp.ClientSession() as session:
         tab = await open_tab(session, cluster.url, token)
         await tab.send("m1", "go")
