@@ -17,7 +17,6 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from agent_service.core.commands import (
@@ -37,7 +36,7 @@ from agent_service.core.grants import Grant, GrantBook, GrantRefused
 from agent_service.core.journal import Fenced, Seal
 from agent_service.core.manager import Manager
 from agent_service.core.policy import ManagerPolicy
-from agent_service.host.activation import make_manager
+from agent_service.host.activation import Activation, Departure, make_manager
 from agent_service.host.appends import Appends
 from agent_service.host.change import Change
 from agent_service.host.edges import EdgeCommand, EdgeStreams
@@ -60,8 +59,6 @@ from steward.telemetry.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
-Departure = Release | HandOff | Evict
-
 SWEEP_S = 0.5
 SIGN_S = 0.1
 QUIET_S = 1.0
@@ -74,17 +71,6 @@ MOST_WAITING_COMMANDS = 256
 MOST_GONE = 10_000
 NO_EPOCH = Epoch(0)
 OwnedUser = tuple[UserKey, Epoch]
-
-
-@dataclass(slots=True)
-class _Activation:
-    """A manager in the making, what waits for it, in order, and how it is to end at once."""
-
-    epoch: Epoch
-    waiting: list[EdgeCommand] = field(default_factory=list)
-    departure: Departure | None = None
-    granted: bool = False
-    task: "asyncio.Future[None]" = field(init=False)
 
 
 class ManagerHost:
@@ -126,7 +112,7 @@ class ManagerHost:
         self._incarnation: NodeIncarnation | None = None
         self._book: GrantBook | None = None
         self._live: dict[UserKey, Manager] = {}
-        self._activations: dict[UserKey, _Activation] = {}
+        self._activations: dict[UserKey, Activation] = {}
         self._departures: dict[UserKey, asyncio.TimerHandle] = {}
         # Epochs that were let go by plan: who comes late for one is no intruder.
         self._gone: OrderedDict[UserKey, Epoch] = OrderedDict()
@@ -395,8 +381,8 @@ class ManagerHost:
 
     def _activate(
         self, user: UserKey, epoch: Epoch, command: AttachEdge | None, trace: str
-    ) -> _Activation:
-        activation = _Activation(epoch, [command] if command is not None else [])
+    ) -> Activation:
+        activation = Activation(epoch, [command] if command is not None else [])
         making = self._make_manager(user, activation, trace)
         activation.task = asyncio.ensure_future(making)
         self._activations[user] = activation
@@ -404,7 +390,7 @@ class ManagerHost:
         return activation
 
     def _activated(
-        self, user: UserKey, activation: _Activation, task: "asyncio.Future[None]"
+        self, user: UserKey, activation: Activation, task: "asyncio.Future[None]"
     ) -> None:
         # A higher grant may have begun another one meanwhile.
         if self._activations.get(user) is activation:
@@ -424,7 +410,7 @@ class ManagerHost:
             self._depart(user, activation.epoch, activation.departure)
 
     def _not_activated(
-        self, user: UserKey, activation: _Activation, failure: BaseException | None
+        self, user: UserKey, activation: Activation, failure: BaseException | None
     ) -> None:
         epoch, departure = activation.epoch, activation.departure
         reason, known = Reason.MANAGER_UNAVAILABLE, NO_EPOCH
@@ -449,7 +435,7 @@ class ManagerHost:
         for command in activation.waiting:
             self._edges.refuse(user, epoch, command, reason, known)
 
-    async def _make_manager(self, user: UserKey, activation: _Activation, trace: str) -> None:
+    async def _make_manager(self, user: UserKey, activation: Activation, trace: str) -> None:
         started = time.monotonic()
         started_ns = time.time_ns()
         epoch = activation.epoch
@@ -479,7 +465,7 @@ class ManagerHost:
         effects = manager.begin(boot_ms(), wall_ms(), gap_ms, trace)
         self._performer.perform(manager, effects)
 
-    def _gap_ms(self, activation: _Activation, manager: Manager, took_ms: int) -> int | None:
+    def _gap_ms(self, activation: Activation, manager: Manager, took_ms: int) -> int | None:
         """How long somebody, or an open run, waited for this manager, as far as is known here."""
         gaps = [one.gap_ms for one in activation.waiting if isinstance(one, AttachEdge)]
         if gaps:
