@@ -119,9 +119,13 @@ def fill_record(message: log_service_pb2.Record, record: Record) -> None:
 
 
 def fill_seal_answer(
-    message: log_service_pb2.SealAnswer, request_id: int, outcome: SealOutcome
+    message: log_service_pb2.SealAnswer,
+    request_id: int,
+    outcome: SealOutcome,
+    *,
+    more: bool = False,
 ) -> None:
-    """Write the outcome of a seal into an answer."""
+    """Write the outcome of a seal into an answer; with `more`, its other records follow."""
     message.request_id = request_id
     if isinstance(outcome, Fenced):
         message.fenced.fence = outcome.fence
@@ -131,6 +135,7 @@ def fill_seal_answer(
     sealed.next_sequence = outcome.next_sequence
     sealed.oldest_sequence = outcome.oldest_sequence
     sealed.last_append_number = outcome.last_append_number
+    sealed.more = more
     for record in outcome.records:
         fill_record(sealed.records.add(), record)
 

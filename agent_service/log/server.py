@@ -16,11 +16,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from agent_service.core.journal import Append, Conflict, Fenced, Sealed
+from agent_service.core.journal import Append, Conflict, Fenced
+from agent_service.log.answers import Answered, responses
 from agent_service.log.convert import (
     append_from,
-    fill_append_answer,
-    fill_seal_answer,
     open_runs_to,
     page_to,
     range_from,
@@ -40,7 +39,6 @@ from steward.rpc.status import abort
 from steward.v1 import agent_service_pb2, log_service_pb2, log_service_pb2_grpc
 
 MOST_IN_FLIGHT = 8192
-MOST_ANSWER_BYTES = 4 * 1024 * 1024
 
 _SERVICE = "/steward.v1.LogService/"
 ALLOWED: Mapping[str, frozenset[Role]] = {
@@ -146,19 +144,6 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
         return open_runs_to(page)
 
 
-class _Answered:
-    """The outcomes of one message's operations: seals first, then appends."""
-
-    __slots__ = ("appends", "outcomes", "seals")
-
-    def __init__(
-        self, seals: Sequence[int], appends: Sequence[int], outcomes: Sequence[Outcome]
-    ) -> None:
-        self.seals = seals
-        self.appends = appends
-        self.outcomes = outcomes
-
-
 class _LogStream:
     """One node's stream: a reader into the engine, and a writer of answers."""
 
@@ -167,7 +152,7 @@ class _LogStream:
         self._log = log
         self._report = report
         # What was answered, and numbers of pings.
-        self._answers: Outbox[_Answered | int] = Outbox()
+        self._answers: Outbox[Answered | int] = Outbox()
         self._in_flight = 0
         self._room = asyncio.Event()
         self._error: StewardError | None = None
@@ -184,7 +169,7 @@ class _LogStream:
         try:
             while items := await self._answers.take(64):
                 answered = [item for item in items if not isinstance(item, int)]
-                for message in _responses(answered) if answered else ():
+                for message in responses(answered) if answered else ():
                     await context.write(message)
                 pings = [item for item in items if isinstance(item, int)]
                 if pings:
@@ -252,7 +237,7 @@ class _LogStream:
             if isinstance(outcome, Fenced | Conflict):
                 self._report(_refused(operation, outcome, self.node_id))
         try:
-            self._answers.put(_Answered(seals, appends, outcomes))
+            self._answers.put(Answered(seals, appends, outcomes))
         except OutboxClosed:
             return  # The node is gone; it asks again on its next stream.
 
@@ -271,26 +256,3 @@ def _refused(operation: Operation, outcome: Fenced | Conflict, node_id: str) -> 
     )
     evidence = f"{what} of {node_id!r} met {met}"
     return Violation(kind, evidence, operation.user, operation.epoch)
-
-
-def _responses(answered: list[_Answered]) -> list[log_service_pb2.HoldLogStreamResponse]:
-    """As few messages as their size allows: a seal may carry many records."""
-    response = log_service_pb2.HoldLogStreamResponse()
-    responses = [response]
-    size = 0
-    for item in answered:
-        outcomes = iter(item.outcomes)
-        for request_id in item.seals:
-            outcome = next(outcomes)
-            if isinstance(outcome, Sealed):
-                bulk = sum(len(record.key) + len(record.value) for record in outcome.records)
-                if size and size + bulk > MOST_ANSWER_BYTES:
-                    response = log_service_pb2.HoldLogStreamResponse()
-                    responses.append(response)
-                    size = 0
-                size += bulk
-            fill_seal_answer(response.answers.seals.add(), request_id, outcome)  # type: ignore[arg-type]
-        add = response.answers.appends.add
-        for request_id in item.appends:
-            fill_append_answer(add(), request_id, next(outcomes))  # type: ignore[arg-type]
-    return responses

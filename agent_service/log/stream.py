@@ -21,10 +21,10 @@ import logging
 from asyncio import Future
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
-from agent_service.core.journal import Append, Seal
+from agent_service.core.journal import Append, Record, Seal, Sealed
 from agent_service.log.convert import (
     append_outcome_from,
     fill_append,
@@ -83,6 +83,8 @@ class LogStream:
         # By request id, in order of arrival: also the order in which they are sent again.
         self._unanswered: dict[int, _Pending] = {}
         self._unsent: deque[_Pending] = deque()
+        # Records of seals whose answer is not complete; of the stream that is up.
+        self._parts: dict[int, list[Record]] = {}
         self._sent = 0
         self._sent_bytes = 0
         # Where requests go while the stream is up, and the box of the stream that is opening.
@@ -186,13 +188,14 @@ class LogStream:
         # All that has no answer goes again, before all else and in its old order.
         self._unsent = deque(self._unanswered.values())
         self._sent = self._sent_bytes = 0
+        self._parts.clear()
         self._send()
 
     def _on_message(self, response: log_service_pb2.HoldLogStreamResponse) -> None:
         self._heard = True
         answers = response.answers
         for seal in answers.seals:
-            self._resolve(seal.request_id, seal_outcome_from(seal))
+            self._sealed(seal)
         for append in answers.appends:
             self._resolve(append.request_id, append_outcome_from(append))
         if self._unsent:
@@ -245,6 +248,18 @@ class LogStream:
             self._sent += 1
             self._sent_bytes += pending.size
         return request if number else None
+
+    def _sealed(self, answer: log_service_pb2.SealAnswer) -> None:
+        """The answer to a seal, or a part of it: what a user has stored may be large."""
+        outcome = seal_outcome_from(answer)
+        if isinstance(outcome, Sealed):
+            parts = self._parts.setdefault(answer.request_id, [])
+            parts.extend(outcome.records)
+            if answer.sealed.more:
+                return
+            del self._parts[answer.request_id]
+            outcome = replace(outcome, records=tuple(parts))
+        self._resolve(answer.request_id, outcome)
 
     def _resolve(self, request_id: int, outcome: Outcome) -> None:
         pending = self._unanswered.pop(request_id, None)

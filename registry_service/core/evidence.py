@@ -89,6 +89,7 @@ class Observation:
                 node.log_away_since_ms = self._turn.now_ms
         elif node.log_away_since_ms is not None:
             node.log_away_since_ms = None
+            node.log_back_at_ms = self._turn.now_ms
             self._turn.more_room = True
 
     def renew(self, peer: PeerId, renewal: int) -> None:
@@ -182,16 +183,20 @@ class Observation:
     def _cut_off(self, node: Node) -> None:
         """Also C: its own beats say that it can't reach the log, and a node that takes users can.
 
-        A node without users is left alone: it would only come back and be fenced again.
+        And could for as long: when the log was away for all, who finds it again first says nothing
+        about the others. A node without users is left alone: it would only come back and be
+        fenced again.
         """
         since = node.log_away_since_ms
         if since is None or not node.placements or self.in_grace:
             return
-        away = self._turn.now_ms - since
-        if away >= self._config.log_away_ms and any(
-            other.log_away_since_ms is None for other in self._nodes.takers(node.incarnation)
+        now = self._turn.now_ms
+        if any(
+            other.log_away_since_ms is None
+            and now - max(since, other.log_back_at_ms) >= self._config.log_away_ms
+            for other in self._nodes.takers(node.incarnation)
         ):
-            detail = f"it has not reached the log for {away} ms, and others do"
+            detail = f"it has not reached the log for {now - since} ms, and others do"
             self._fencing.fence(node, "cut off from the log", Evidence.MISSED_BEATS, detail)
 
     # Time

@@ -155,6 +155,7 @@ class Joining:
         node.redial_at_ms = None
         node.reported_ms = None
         node.log_away_since_ms = None
+        node.log_back_at_ms = now
         welcome = NodeWelcome(
             node.incarnation.node_rev,
             self._config.ttl_ms,

@@ -30,6 +30,7 @@ class Node:
         "last_beat_ms",
         "lease_until_ms",
         "log_away_since_ms",
+        "log_back_at_ms",
         "managers",
         "node_id",
         "placements",
@@ -58,6 +59,8 @@ class Node:
         self.last_beat_ms = 0
         # Since when its beats say that it can't reach the log.
         self.log_away_since_ms: int | None = None
+        # Since when it is known to reach it, if it does.
+        self.log_back_at_ms = 0
         self.fencing = False
         # Its process was reaped.
         self.proven = False

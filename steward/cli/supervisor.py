@@ -1,12 +1,11 @@
 """Keeps processes alive: starts them together, starts the dead ones again, stops them in order.
 
 Each process runs under one id for the life of the supervisor. One that dies is started
-again soon: an agent node after 1 s, since its users have been taken over by then and the
-others need the machine; the rest after 0.1 s, since others wait for them. Who dies again
-within 5 s of being ready waits twice as long each time, up to 30 s. A process that starts
-again gets less of the machine than those that serve, until it is ready. When the whole
-is stopped, the groups of `STOP_BY_S` get SIGTERM one after the other; what has not ended
-by its time gets SIGKILL.
+again soon: an agent node after 1 s, since its users have been taken over by then, and with
+less of the machine than those that serve until it is ready; the rest after 0.1 s, since
+others wait for them. Who dies again within 5 s of being ready waits twice as long each
+time, up to 30 s. When the whole is stopped, the groups of `STOP_BY_S` get SIGTERM one
+after the other; what has not ended by its time gets SIGKILL.
 
 Guaranteed: at most one process per id, and none left when `stop` or `kill` returned. It
 does not restart what is alive but not ready: whether a process can do its work is told
@@ -156,7 +155,7 @@ class Child:
         except OSError as error:
             return -1, (f"can't be started: {error.strerror}",)
         self.pid = process.pid
-        if self.was_ready:
+        if self.was_ready and self.spec.role == "agent":
             process.step_back()
         probing = asyncio.create_task(self._watch_readiness())
         try:

@@ -12,7 +12,7 @@ from collections import Counter
 
 from steward.testing.invariants import NAMES, InvariantBroken
 from steward.testing.mutations import GUARDS
-from steward.testing.simulation import Simulation
+from steward.testing.simulation import TENANTS, Simulation
 
 TRACED_STEPS = 60
 
@@ -33,6 +33,7 @@ def main() -> int:
     started, steps = time.process_time(), 0
     broken: Counter[str] = Counter()
     checks: Counter[str] = Counter(dict.fromkeys(NAMES, 0))
+    overlaps: dict[str, list[int]] = {tenant: [] for tenant in TENANTS}
     for number in range(arguments.count):
         simulation = make(arguments.seed + number)
         try:
@@ -45,13 +46,27 @@ def main() -> int:
                 print("\n".join(simulation.world.notes(TRACED_STEPS)))
         steps += simulation.world.steps
         checks += simulation.invariants.counts
+        for tenant, found_ms in overlaps.items():
+            found_ms.extend(simulation.invariants.overlaps_ms(tenant))
         took_s = max(time.process_time() - started, 0.001)
         line = f"{number + 1}/{arguments.count} seeds, {steps:,} steps, {steps / took_s:,.0f}/s"
         if sys.stderr.isatty():
             print(f"\r{line}, {broken.total()} broken", end="", file=sys.stderr)
     print(f"{line}, {broken.total()} broken {dict(broken) or ''}")
     print("checks:", ", ".join(f"{name} {checks[name]:,}" for name in NAMES))
+    for tenant, found_ms in overlaps.items():
+        print(f"a stale manager acted beside the next one, tenant {tenant!r}: {_spread(found_ms)}")
     return 1 if broken else 0
+
+
+def _spread(found_ms: list[int]) -> str:
+    if not found_ms:
+        return "never"
+    found_ms.sort()
+    return (
+        f"{len(found_ms)} times, for {found_ms[len(found_ms) // 2]} ms in the median and "
+        f"{found_ms[-1]} ms at most (virtual time; none of it was stored or shown)"
+    )
 
 
 if __name__ == "__main__":

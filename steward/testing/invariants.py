@@ -32,8 +32,13 @@ class InvariantBroken(AssertionError):
 class Invariants:
     """What was seen so far, and the checks against it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], int] = lambda: 0) -> None:
+        """`clock` is the world's, in ms: for what is measured, not for what is checked."""
         self.counts: Counter[str] = Counter(dict.fromkeys(NAMES, 0))
+        self._clock = clock
+        # Newest manager of each user that began, and since when; how long older ones acted beside.
+        self._began: dict[UserKey, tuple[Epoch, int]] = {}
+        self._beside: dict[tuple[UserKey, Epoch], int] = {}
         self._log: dict[UserKey, list[bytes]] = {}
         self._checkers: dict[UserKey, StreamChecker] = {}
         self._log_epoch: dict[UserKey, int] = {}
@@ -214,6 +219,9 @@ class Invariants:
         cause = self._over.get((process, user, epoch))
         text = "{} did {} for {} under {} after it knew: {}"
         self.require("I9", cause is None, text, process, what, user, epoch, cause)
+        began = self._began.get(user)
+        if began is not None and epoch < began[0]:
+            self._beside[user, began[0]] = self._clock() - began[1]
         executing = self._executing.get(user)
         if executing is not None and epoch in executing:
             newest, (where, _) = max(executing), executing[epoch]
@@ -238,6 +246,18 @@ class Invariants:
             alone = not promised or not goes_on()
             self.require("X", alone, text, user, epoch, incarnation, other, where)
         executing[epoch] = (incarnation, going_on)
+
+    def begins(self, user: UserKey, epoch: Epoch) -> None:
+        """A manager begins, of whatever tenant: the start of what `overlaps_ms` measures."""
+        if user not in self._began or self._began[user][0] < epoch:
+            self._began[user] = (epoch, self._clock())
+
+    def overlaps_ms(self, tenant: str) -> list[int]:
+        """How long after the start of a manager an older one still acted, where one did.
+
+        What it does then is refused by the log and dropped by the edges; a tool may be among it.
+        """
+        return [took for (user, _), took in self._beside.items() if user.tenant == tenant]
 
     def promises_nothing(self, incarnation: NodeIncarnation) -> None:
         """X does not hold for this node: the store lost its key, or an operator fenced it."""

@@ -260,6 +260,7 @@ class SimulatedHost:
         manager, node = live.manager, self.node
         text = "{}: manager of {} begins under {}"
         node.world.note(text, node.process, manager.user, manager.epoch)
+        node.invariants.begins(manager.user, manager.epoch)
         if manager.user.tenant in node.strict:
             life = node.life
 

@@ -68,7 +68,7 @@ class Simulation:
         parts = parts or Parts()
         self.seed = seed
         self.world = World(seed)
-        self.invariants = Invariants()
+        self.invariants = Invariants(lambda: self.world.now_ms)
         self.faults = faults if faults is not None else Faults.of(seed)
         world, network = self.world, Network(self.world)
         self.network = network

@@ -102,7 +102,7 @@ class Tab:
 
     def findings(self) -> list[str]:
         """What is wrong with the whole stream of a user, read from its first event on."""
-        found = check_stream(self.events)
+        found = [str(finding) for finding in check_stream(self.events)]
         numbers = [event["sequence"] for event in self.events]
         if numbers != list(range(1, len(numbers) + 1)):
             found.append(f"the sequences are not 1 to {len(numbers)}: {numbers}")

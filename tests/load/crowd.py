@@ -68,7 +68,7 @@ class Member:
         events = self.tab.events
         first = self.tab.ready["sequence"] + 1
         numbers = [event["sequence"] for event in events]
-        found = check_stream(events)
+        found = [str(finding) for finding in check_stream(events)]
         if numbers != list(range(first, first + len(events))):
             found.append(f"{self.user}: the sequences are not {first} to {first + len(events) - 1}")
         return [f"{self.user}: {text}" for text in found]

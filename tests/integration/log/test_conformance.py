@@ -637,3 +637,22 @@ async def test_close_is_safe_to_call_twice(rig) -> None:
     await writer.write(event("1"))
     await rig.log.close()
     assert await rig.log.close() is None
+
+
+async def test_seal_returns_all_that_a_user_has_stored_however_much_it_is(rig) -> None:
+    log, bob = rig.log, UserKey("default", "bob")
+    # More than a gRPC message takes, and no trouble for another user of the same node.
+    await log.seal(Seal(ALICE, Epoch(1), "a"))
+    await log.seal(Seal(bob, Epoch(1), "b"))
+    value = json.dumps("x" * 1024 * 1024).encode()
+    steps = [Record(RecordKind.STEP, f"r/{number:02}", value) for number in range(40)]
+    for number, first in enumerate(range(0, 40, 5), 1):
+        append = Append(ALICE, Epoch(1), number, Sequence(1), (), tuple(steps[first : first + 5]))
+        assert isinstance(await log.append(append), Committed)
+    sealing = asyncio.ensure_future(log.seal(Seal(ALICE, Epoch(2), "c")))
+    async with asyncio.timeout(10):
+        append = Append(bob, Epoch(1), 1, Sequence(1), (event("hello"),), ())
+        assert isinstance(await log.append(append), Committed)
+        sealed = await sealing
+    assert isinstance(sealed, Sealed)
+    assert list(sealed.records) == steps
