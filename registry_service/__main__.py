@@ -45,7 +45,12 @@ class RegistryService:
     async def start(self) -> None:
         settings = self._settings
         key = load_or_create_key(settings.data, CONTROL_KEY)
-        store = SqliteStore(settings.data / "registry.db", wall_ms, settings.kept_violations)
+        store = SqliteStore(
+            settings.data / "registry.db",
+            wall_ms,
+            settings.kept_violations,
+            settings.least_generation,
+        )
         machine = Registry(settings.config())
         self._tracing = make_tracing("registry", settings.id, settings)
         driver = RegistryDriver(machine, store, TcpDialer(), self._catalog, boot_ms)

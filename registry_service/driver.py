@@ -110,6 +110,8 @@ class RegistryDriver:
     async def start(self) -> None:
         """Open the store and begin. Raises EnvironmentUnusable."""
         view = await self.store.open()
+        opened = fields(generation=view.generation, revision=view.revision)
+        _log.info("store opened", extra=opened)
         self.tails.advance(self.store.mark)
         self.submit(Recover(view))
         self._task = asyncio.create_task(self._run(), name="registry-driver")

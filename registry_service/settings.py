@@ -31,6 +31,11 @@ class RegistrySettings(ServiceSettings):
     log_floor: bool = setting(
         True, help="Grant nothing until a node has told the largest fence in the event log."
     )
+    least_generation: int = setting(
+        0,
+        help="Raise the generation of epochs to this at the start, and let all nodes join anew; "
+        "for a restore that the registry can't see by itself. 0 to 31.",
+    )
     kept_violations: int = setting(
         100_000, help="Recorded violations that are kept; the oldest refusals go.", unit="rows"
     )

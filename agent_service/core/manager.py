@@ -75,6 +75,11 @@ from steward.model.verbs import EventType, Outcome, RunKey
 
 KEEP_MESSAGE_IDS = 10_000
 KEEP_MESSAGE_MS = 24 * 3600 * 1000
+MOST_MESSAGE_IDS = 20_000
+"""Each manager reads all of them when it is made, in one step of the loop that serves all users
+of its node: some 100 ms for so many. A node that is silent for long is taken for dead."""
+
+MOST_CLIENTS = 256
 HANDOFF = "handoff"
 """What a manager that was moved by plan leaves in its last record."""
 
@@ -106,6 +111,8 @@ class Manager:
         self._writer = StreamWriter(self._node_id, self.epoch, self._state, self._out, encoder)
         self._runs = Runs(self.user, self.epoch, self._agents, self._state, self._writer)
         self._edges: dict[EdgeId, None] = {}
+        # Client id -> the edge that announced it last.
+        self._clients: dict[str, EdgeId] = {}
         self._rate = MessagesPerMinute(policy.messages_per_minute)
         self._held: deque[ApplyVerbs | SubmitMessage | CancelRun | SubmitInput] = deque()
         self._begun = False
@@ -212,7 +219,7 @@ class Manager:
             case FinishAppend():
                 return self._finish(now_ms, wall_ms, command)
             case AttachEdge():
-                return [self._attach(command), *self._proceed(now_ms, wall_ms)]
+                return [*self._attach(command), *self._proceed(now_ms, wall_ms)]
             case DetachEdge():
                 self._edges.pop(command.edge_id, None)
             case AnnounceClient():
@@ -250,10 +257,11 @@ class Manager:
 
     # Edges.
 
-    def _attach(self, command: AttachEdge) -> Effect:
+    def _attach(self, command: AttachEdge) -> list[Effect]:
         # Answered at once: what is in flight has a higher sequence and follows as a delivery.
+        known = command.edge_id in self._edges
         self._edges[command.edge_id] = None
-        return AnswerAttached(
+        attached = AnswerAttached(
             command.edge_id,
             command.command_id,
             self.stream_id,
@@ -261,8 +269,17 @@ class Manager:
             self._oldest,
             self._policy.messages_per_minute,
         )
+        if known:
+            return [attached]
+        # After a failover edges come one by one: this one has missed what the others announced.
+        missed = [client for client, edge in self._clients.items() if edge != command.edge_id]
+        return [attached, *(TellClientTaken((command.edge_id,), client) for client in missed)]
 
     def _announce(self, command: AnnounceClient) -> list[Effect]:
+        self._clients.pop(command.client_id, None)
+        self._clients[command.client_id] = command.edge_id
+        if len(self._clients) > MOST_CLIENTS:
+            del self._clients[next(iter(self._clients))]
         others = tuple(edge_id for edge_id in self._edges if edge_id != command.edge_id)
         return [TellClientTaken(others, command.client_id)] if others else []
 
@@ -352,10 +369,13 @@ class Manager:
         )
 
     def _forget_old(self, wall_ms: int) -> None:
-        """Ids are kept for 24 hours and for the last 10,000 messages, whichever is longer."""
-        while len(self._state.messages) > KEEP_MESSAGE_IDS:
+        """Ids are kept for 24 hours and for the last 10,000 messages, whichever is longer.
+
+        But never more than `MOST_MESSAGE_IDS`.
+        """
+        while (kept := len(self._state.messages)) > KEEP_MESSAGE_IDS:
             oldest = next(iter(self._state.messages.values()))
-            if oldest.at_ms > wall_ms - KEEP_MESSAGE_MS:
+            if kept <= MOST_MESSAGE_IDS and oldest.at_ms > wall_ms - KEEP_MESSAGE_MS:
                 return
             self._writer.record(MessageForgotten(oldest.id))
 

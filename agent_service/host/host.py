@@ -296,18 +296,21 @@ class ManagerHost:
         """Take no new manager, and let go of all.
 
         For `moves_s`, as long as there are other nodes, the registry moves managers to them (it was
-        told of the drain). What is left then, or at once, gets `runs_s` for its runs to end, and
-        `appends_s` for the last records; the next start goes on from there.
+        told of the drain). What is left then, or at once, gets `runs_s`, a half of it for its runs
+        to end, the rest for open tool calls alone, and `appends_s` for the last records; the
+        next start goes on from there.
         """
         self._draining = True
         loop = asyncio.get_running_loop()
         self._drained_by_ms = boot_ms() + int(moves_s * 1000)
         await self._moved_away(loop.time() + moves_s)
-        if not await self._change.until(lambda: not self.open_runs, loop.time() + runs_s):
+        half_s = runs_s / 2
+        if not await self._change.until(lambda: not self.open_runs, loop.time() + half_s):
             _log.info("runs were still open at the stop", extra=fields(runs=self.open_runs))
+        stop = Release("stopped", boot_ms() + int(half_s * 1000))
         for user, epoch in [*self.owned(), *((u, a.epoch) for u, a in self._activations.items())]:
-            self._depart(user, epoch, Release("stopped"))
-        if not await self._change.until(lambda: not self._busy, loop.time() + appends_s):
+            self._depart(user, epoch, stop)
+        if not await self._change.until(lambda: not self._busy, loop.time() + half_s + appends_s):
             _log.warning("managers did not let go in time", extra=fields(managers=len(self._live)))
 
     @property
@@ -502,7 +505,10 @@ class ManagerHost:
             if not isinstance(activation.departure, Evict):
                 activation.departure = departure
         elif self._gone.get(user) == epoch:
-            pass  # It went before, and the registry has been told.
+            # It went before, and the registry was told: before it had the question, perhaps. It
+            # waits for an answer, and a release says so, however often.
+            handoff = isinstance(departure, HandOff)
+            self._registry.release(user, epoch, departure.cause, handoff, False)
         elif isinstance(departure, Evict):
             # Its runs are to be cancelled, and only a manager can say so in the log.
             self._activate(user, epoch, None, "").departure = departure

@@ -306,17 +306,16 @@ class Hub:
 
     async def history(self, user: UserKey, wanted: EventRange) -> EventPage:
         """Stored events, from any live node. Raises StewardError."""
-        return await self.nodes.read_events(user, wanted, await self._near(user))
+        return await self.nodes.read_events(user, wanted, self._near(user))
 
     async def threads(self, user: UserKey, limit: int, page: str) -> ThreadPage:
         """Threads, newest first, from any live node. Raises StewardError."""
-        return await self.nodes.list_threads(user, limit, page, await self._near(user))
+        return await self.nodes.list_threads(user, limit, page, self._near(user))
 
-    async def _near(self, user: UserKey) -> Placement:
+    def _near(self, user: UserKey) -> Placement | None:
+        """Where this user is, if that is known here: reading places nobody."""
         audience = self._audiences.get(user)
-        if audience is not None and audience.placement is not None:
-            return audience.placement
-        return await self.registry.resolve(user, 0)
+        return audience.placement if audience is not None else None
 
     # ---- Surroundings
 

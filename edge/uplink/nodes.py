@@ -10,8 +10,9 @@ a deadline, from the user's own node first, unless it is silent, and from any ot
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
+from typing import Any
 
 import grpc
 
@@ -130,11 +131,9 @@ class GrpcNodes:
         error = _nobody()
         for link in self._candidates(near):
             try:
-                answer = await link.stub.ReadEvents(
-                    request, timeout=READ_S, metadata=self.metadata()
-                )
-            except grpc.RpcError as failure:
-                error = error_of(failure)
+                answer = await self._ask(link.stub.ReadEvents, request)
+            except StewardError as failure:
+                error = failure
                 if not error.row.retry:
                     break
                 continue
@@ -156,11 +155,9 @@ class GrpcNodes:
         error = _nobody()
         for link in self._candidates(near):
             try:
-                answer = await link.stub.ListThreads(
-                    request, timeout=READ_S, metadata=self.metadata()
-                )
-            except grpc.RpcError as failure:
-                error = error_of(failure)
+                answer = await self._ask(link.stub.ListThreads, request)
+            except StewardError as failure:
+                error = failure
                 if not error.row.retry:
                     break
                 continue
@@ -286,6 +283,21 @@ class GrpcNodes:
                     if not peer.unlisted_ms:
                         self.listener.node_given_up(peer.incarnation)
 
+    async def _ask(self, method: Callable[..., Awaitable[Any]], request: object) -> Any:
+        """One read. Raises StewardError, also when the node is dropped while it is under way."""
+        try:
+            return await method(request, timeout=READ_S, metadata=self.metadata())
+        except grpc.RpcError as failure:
+            raise error_of(failure) from None
+        except grpc.aio.UsageError:
+            raise _over() from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not this task but the call was cancelled: its channel was closed.
+            raise _over() from None
+
     def _candidates(self, near: Placement | None) -> list[NodeLink]:
         """Whom to ask for stored events: the user's node, if it answers; then who does."""
         links = [] if near is None else [self._link(near)]
@@ -294,6 +306,10 @@ class GrpcNodes:
         links += [peer.link for peer in peers if peer.link is not None and peer.link.reached]
         links.sort(key=lambda link: not self._peers[link.incarnation].reach.proven)
         return links
+
+
+def _over() -> StewardError:
+    return StewardError(Reason.MANAGER_UNAVAILABLE, "the node is over; ask another one")
 
 
 def _nobody() -> StewardError:

@@ -18,10 +18,10 @@ from registry_service.core.effects import (
 from registry_service.core.holds import Holds
 from registry_service.core.node import Node, NodeTable
 from registry_service.core.pipeline import StorePipeline
-from registry_service.core.transactions import Evidence, FenceNode
+from registry_service.core.transactions import Evidence, FenceNode, fence_of_raise
 from registry_service.core.turn import Turn
 from steward.errors import Reason
-from steward.model.keys import NodeIncarnation
+from steward.model.keys import GENERATION_SHIFT, NodeIncarnation
 
 
 class Fencing:
@@ -49,6 +49,13 @@ class Fencing:
         if node is not None:
             self.fence(node, "gone from the store", Evidence.LEASE_OVER, "")
 
+    def raised(self, generation: int) -> None:
+        """The generation was raised, and whoever had joined before was fenced in that step."""
+        for node in list(self._nodes):
+            if node.incarnation.node_rev >> GENERATION_SHIFT < generation:
+                node.fencing = True
+                self._fenced(node, fence_of_raise(node.incarnation))
+
     def by_operator(self, command: FenceNodeByOperator) -> None:
         """Evidence E."""
         node = self._nodes.named(command.node_id)
@@ -60,6 +67,8 @@ class Fencing:
         self.fence(node, command.cause or "operator", Evidence.OPERATOR, "asked for")
 
     def _fenced(self, node: Node, fence: FenceNode) -> None:
+        if self._nodes.get(node.incarnation) is not node:
+            return  # The generation was raised while this fence was on its way.
         turn = self._turn
         self._nodes.remove(node)
         if fence.hold:

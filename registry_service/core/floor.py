@@ -4,17 +4,19 @@ A store that was restored from a backup has forgotten numbers that are out in th
 would grant them again. So a registry that starts grants nothing until a node has told it the
 largest fence in the log. Guarantees: every epoch that it grants is above that fence; if the
 fence is above all that the store ever granted, the store lost its past, which is recorded as a
-breach, and the generation is raised, durably, before anything else. Resolves of living
+breach, and the generation is raised, durably, before anything else; every node of the lost
+past is fenced by that and comes again as a new incarnation. Resolves of living
 placements are served meanwhile.
 """
 
 from registry_service.core.commands import PeerId, ReportLogHead
 from registry_service.core.config import RegistryConfig
 from registry_service.core.effects import AskLogHead, GenerationRaised
+from registry_service.core.fencing import Fencing
 from registry_service.core.node import NodeTable
 from registry_service.core.pipeline import Answer, StorePipeline
 from registry_service.core.refusals import Refusals
-from registry_service.core.transactions import GenerationIs, RaiseGeneration
+from registry_service.core.transactions import GenerationIs, RaiseGeneration, StoreView
 from registry_service.core.turn import Turn
 from steward.model.keys import GENERATION_SHIFT, MAX_GENERATION, Epoch
 from steward.model.violations import Violation, ViolationKind
@@ -29,20 +31,24 @@ class LogFloor:
         turn: Turn,
         store: StorePipeline,
         nodes: NodeTable,
+        fencing: Fencing,
         refusals: Refusals,
     ) -> None:
         self._config = config
         self._turn = turn
         self._store = store
         self._nodes = nodes
+        self._fencing = fencing
         self._refusals = refusals
         self._asked: PeerId | None = None
         self._ask_again_ms = 0
         self._raising = 0
         self._recorded = Epoch(0)
 
-    def recover(self, generation: int) -> None:
-        self._turn.generation = generation
+    def recover(self, view: StoreView) -> None:
+        self._turn.generation = view.generation
+        if view.raised:
+            self._turn.emit(GenerationRaised(view.generation, view.raised))
         self._turn.may_place = not self._config.log_floor
 
     def ask(self) -> None:
@@ -88,6 +94,7 @@ class LogFloor:
         self._raising = 0
         self._turn.generation = answer.result.generation
         self._turn.emit(GenerationRaised(answer.result.generation, answer.operation.cause))
+        self._fencing.raised(answer.result.generation)
         self._know()
 
     def _know(self) -> None:

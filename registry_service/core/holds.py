@@ -38,6 +38,10 @@ class Holds:
         self._pids[incarnation] = pid
         self._until_ms[incarnation] = over
 
+    def incarnations(self) -> tuple[NodeIncarnation, ...]:
+        """Who was fenced not long ago and may not know it yet."""
+        return tuple(self._until_ms)
+
     def prove(self, node_id: NodeId, pid: int) -> None:
         """The process was reaped: whatever it held is free."""
         for incarnation, held in list(self._pids.items()):

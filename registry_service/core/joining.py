@@ -18,11 +18,12 @@ from registry_service.core.transactions import (
     JoinNode,
     NodeJoined,
     NodeOccupied,
+    NodeRecord,
     NonceSpent,
 )
 from registry_service.core.turn import Turn
 from steward.errors import Reason
-from steward.model.keys import NodeId
+from steward.model.keys import GENERATION_SHIFT, NodeId, NodeIncarnation
 from steward.model.violations import Violation, ViolationKind
 
 
@@ -80,6 +81,11 @@ class Joining:
         hello = self._joining.pop(answer.operation.claim.node_id)
         lease_until_ms = self._turn.now_ms + self._config.ttl_ms
         match answer.result:
+            case NodeJoined(record) if self._is_past(record):
+                cause = "the generation was raised"
+                self._send_away(hello.peer, record.incarnation, cause)
+            case NodeOccupied(record) if self._is_past(record):
+                self._refuse(hello.peer, "the name was in use")
             case NodeJoined(record):
                 node = Node(record, lease_until_ms)
                 if hello.peer in self._nodes.sessions:
@@ -96,8 +102,15 @@ class Joining:
                 self._refusals.record(
                     Violation(ViolationKind.FENCED_NODE_RETURNED, evidence, node=incarnation)
                 )
-                self._turn.send(hello.peer, NodeFenced(incarnation, cause))
-                self._end(hello.peer, Reason.LEASE_EXPIRED, "this process was fenced: exit")
+                self._send_away(hello.peer, incarnation, cause)
+
+    def _is_past(self, record: NodeRecord) -> bool:
+        """Whether the generation was raised, and this node fenced, since the store answered."""
+        return record.node_rev >> GENERATION_SHIFT < self._turn.generation
+
+    def _send_away(self, peer: PeerId, incarnation: NodeIncarnation, cause: str) -> None:
+        self._turn.send(peer, NodeFenced(incarnation, cause))
+        self._end(peer, Reason.LEASE_EXPIRED, "this process was fenced: exit")
 
     def _resume(self, node: Node, hello: OpenNodeSession) -> None:
         if node.session is not None:

@@ -172,6 +172,10 @@ class Moves:
                 handoffs.waiting.popleft()  # Over already.
                 continue
             if self._users.target(owned.user, node.incarnation) is None:
+                if owned.user in self._users:
+                    # Its own target went, or is full: nobody behind it waits for that.
+                    self._users.give_up(owned.user)
+                    continue
                 break
             handoffs.waiting.popleft()
             handoffs.ask(owned, self._turn.now_ms)

@@ -46,6 +46,7 @@ from registry_service.core.effects import (
     ClusterDescribed,
     EdgeWelcome,
     Effect,
+    NodeFenced,
     PlacementFound,
     Refused,
 )
@@ -111,7 +112,7 @@ class Registry:
         self._joining = Joining(
             config, turn, store, nodes, self._fencing, self._observation, self._refusals
         )
-        self._floor = LogFloor(config, turn, store, nodes, self._refusals)
+        self._floor = LogFloor(config, turn, store, nodes, self._fencing, self._refusals)
         self._resolver = Resolver(config, turn, store, nodes, self._placements, self._fencing)
         self._moves = Moves(config, turn, store, nodes, self._placements, self._resolver)
         self._releases = Releases(
@@ -231,7 +232,7 @@ class Registry:
 
     def _recover(self, view: StoreView) -> None:
         self._turn.revision = view.revision
-        self._floor.recover(view.generation)
+        self._floor.recover(view)
         self._holds.recover(view.holds)
         self._observation.recover(view)
 
@@ -246,6 +247,9 @@ class Registry:
         self._turn.edges[peer] = edge_id
         self._placements.open_edge(peer)
         self._turn.send(peer, EdgeWelcome(self._config.registry_id))
+        for incarnation in self._holds.incarnations():
+            # It may have been away when all were told, or this process has started since.
+            self._turn.send(peer, NodeFenced(incarnation, "fenced before"))
         self._new_edge = peer
 
     def _finish_welcomes(self) -> None:

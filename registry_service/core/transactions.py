@@ -63,13 +63,17 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class StoreView:
-    """What a starting registry finds: living nodes, how many users each has, and the holds."""
+    """What a starting registry finds: living nodes, how many users each has, and the holds.
+
+    `raised` says why the generation was raised when the store was opened; empty if it was not.
+    """
 
     generation: int
     revision: Revision
     nodes: tuple[NodeRecord, ...] = ()
     placements: tuple[tuple[NodeIncarnation, int], ...] = ()
     holds: tuple[Hold, ...] = ()
+    raised: str = ""
 
 
 # Operations
@@ -170,10 +174,20 @@ class ListPlacements:
 
 @dataclass(frozen=True, slots=True)
 class RaiseGeneration:
-    """Every later epoch has at least this generation: above all that a lost past granted."""
+    """Every later epoch has at least this generation: above all that a lost past granted.
+
+    Whoever is a node is fenced in the same step, as by `fence_of_raise`: what it believes to hold
+    is of that past. All come again as new incarnations.
+    """
 
     at_least: int
     cause: str
+
+
+def fence_of_raise(incarnation: NodeIncarnation) -> FenceNode:
+    """What `RaiseGeneration` does to a node: nobody saw it die, so its strict users are held."""
+    detail = "every node joins anew"
+    return FenceNode(incarnation, "generation raised", Evidence.LEASE_OVER, detail, hold=True)
 
 
 @dataclass(frozen=True, slots=True)

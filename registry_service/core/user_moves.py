@@ -103,8 +103,7 @@ class UserMoves:
                 self._turn.send(peer, Refused(Reason.MANAGER_UNAVAILABLE, why))
             return
         if self._choose(target, user, placement.incarnation) is None:
-            why = f"node {target} is full" if target else "no other node takes users"
-            self._turn.send(peer, Refused(Reason.NO_CAPACITY, why))
+            self._turn.send(peer, _nobody_takes(target))
             return
         move = _Move(placement, target, peer, self._turn.now_ms + self._config.move_wait_ms)
         self._moves[user] = move
@@ -142,6 +141,11 @@ class UserMoves:
             why = "no other node could take the user; it is placed when somebody asks"
             self._end(move, Refused(Reason.NO_CAPACITY, why))
 
+    def give_up(self, user: UserKey) -> None:
+        """Nobody can take this user any more, who was not asked for yet."""
+        move = self._moves[user]
+        self._end(move, _nobody_takes(move.target))
+
     def fenced(self, node: Node) -> None:
         """The users of this node are placed on demand now, as after any death."""
         why = f"node {node.node_id} was lost; the user is placed anew when somebody asks"
@@ -167,3 +171,8 @@ class UserMoves:
         while self._deadlines and self._deadlines[0].done:
             self._deadlines.popleft()
         return self._deadlines[0].deadline_ms if self._deadlines else None
+
+
+def _nobody_takes(target: NodeId) -> Refused:
+    why = f"node {target} takes no more users" if target else "no other node takes users"
+    return Refused(Reason.NO_CAPACITY, why)

@@ -42,6 +42,7 @@ from registry_service.core.transactions import (
     UserPlaced,
     UserTakenOver,
     ViolationRecorded,
+    fence_of_raise,
 )
 from registry_service.store.port import (
     START,
@@ -56,6 +57,7 @@ from registry_service.store.violation_table import (
     ViolationRow,
     ViolationTotals,
 )
+from registry_service.store.witness import Witness, needed_generation
 from steward.model.keys import (
     GENERATION_SHIFT,
     Epoch,
@@ -71,7 +73,7 @@ from steward.model.violations import Severity
 
 
 class MemoryDisk:
-    """The contents of a store. `wall_ms` stamps ledger rows."""
+    """The contents of a store. `wall_ms` stamps ledger rows. A backup has no `witness`."""
 
     def __init__(
         self, wall_ms: Callable[[], int], generation: int = 0, keep_violations: int = KEEP
@@ -85,11 +87,16 @@ class MemoryDisk:
         self.holds: dict[NodeIncarnation, Hold] = {}
         self.rows: list[LedgerRow] = []
         self.violations = MemoryViolations(keep_violations)
+        self.witness: Witness | None = None
         self._wall_ms = wall_ms
 
-    def open(self) -> tuple[int, StoreView]:
-        """Raise the term; returns it and what is there."""
-        self.term += 1
+    def open(self, least_generation: int = 0) -> tuple[int, StoreView]:
+        """Raise the term, and the generation if need be; returns the term and what is there."""
+        found, witness = self._found(), self.witness
+        generation, raised = needed_generation(found, witness, least_generation)
+        self._raise_generation(generation, raised)
+        self.term = max(self.term, witness.term if witness is not None else 0) + 1
+        self.witness = self._found()
         counts: dict[NodeIncarnation, int] = {}
         for placement in self.placements.values():
             if self._alive(placement.incarnation):
@@ -101,7 +108,11 @@ class MemoryDisk:
             nodes,
             tuple(sorted(counts.items())),
             tuple(hold for _, hold in sorted(self.holds.items())),
+            raised,
         )
+
+    def _found(self) -> Witness:
+        return Witness("memory", self.term, self.generation, self.revision)
 
     def apply(self, term: int, operations: tuple[StoreOperation, ...]) -> Outcome:
         """One transaction of the opener that has `term`."""
@@ -109,6 +120,7 @@ class MemoryDisk:
             return TermLost(self.term)
         results = tuple(self._apply(operation) for operation in operations)
         self.violations.finish()
+        self.witness = self._found()
         return Committed(results, Revision(self.revision))
 
     def _apply(self, operation: StoreOperation) -> StoreResult:
@@ -214,6 +226,8 @@ class MemoryDisk:
             self.revision += 1
             self.generation = at_least
             self._record("generation", None, 0, None, cause=cause, evidence=f"now {at_least}")
+            for node in sorted(self.nodes.values(), key=lambda node: node.node_rev):
+                self._fence(fence_of_raise(node.incarnation))
         return GenerationIs(self.generation, raised)
 
     def _release(self, operation: ReleasePlacement) -> PlacementReleased:
@@ -236,7 +250,7 @@ class MemoryDisk:
         if claim.nonce in self.tombs:
             return NonceSpent(*self.tombs[claim.nonce])
         self.revision += 1
-        record = NodeRecord(claim, NodeRev(self.revision))
+        record = NodeRecord(claim, NodeRev(make_epoch(self.generation, self.revision)))
         self.nodes[claim.node_id] = record
         self._record("join", None, 0, record.incarnation, cause=claim.address)
         return NodeJoined(record)
@@ -316,8 +330,9 @@ class MemoryDisk:
 class MemoryStore:
     """One opener of a `MemoryDisk`, as a `PlacementStore`."""
 
-    def __init__(self, disk: MemoryDisk) -> None:
+    def __init__(self, disk: MemoryDisk, least_generation: int = 0) -> None:
         self._disk = disk
+        self._least_generation = least_generation
         self._term = 0
         self._mark = START
 
@@ -326,7 +341,7 @@ class MemoryStore:
         return self._mark
 
     async def open(self) -> StoreView:
-        self._term, view = self._disk.open()
+        self._term, view = self._disk.open(self._least_generation)
         self._mark = self._disk.mark
         return view
 

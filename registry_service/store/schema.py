@@ -1,7 +1,8 @@
 """The tables of the SQLite store, and the rows of it that are values.
 
 `meta` has one row: `rev` grows by one per operation that changes something, so that an
-epoch belongs to one placement; `term` says who may write. Tables are only ever added.
+epoch belongs to one placement; `term` says who may write. `identity` names the file for its
+witness. Tables are only ever added.
 """
 
 from typing import Any
@@ -17,6 +18,11 @@ CREATE TABLE IF NOT EXISTS meta (
     term INTEGER NOT NULL
 );
 INSERT OR IGNORE INTO meta (id, rev, generation, term) VALUES (1, 0, 0, 0);
+CREATE TABLE IF NOT EXISTS identity (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    instance TEXT NOT NULL
+);
+INSERT OR IGNORE INTO identity (id, instance) VALUES (1, lower(hex(randomblob(8))));
 CREATE TABLE IF NOT EXISTS node (
     node_id TEXT PRIMARY KEY,
     node_rev INTEGER NOT NULL,

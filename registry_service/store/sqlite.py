@@ -3,7 +3,9 @@
 WAL with synchronous=FULL, an exclusive lock for the life of the process, one writer
 thread, one transaction per batch. What was answered is on disk. A second process is
 refused by the lock; should a lock ever be lost, the term that every batch compares
-stops the loser. It does not serve other readers: operators ask the registry.
+stops the loser. A witness beside the file shows that an older copy was put back: then
+the generation is raised before anything is served. It does not serve other readers:
+operators ask the registry.
 """
 
 import asyncio
@@ -26,6 +28,7 @@ from registry_service.store.port import START, LedgerRow, StoreFailed, StoreMark
 from registry_service.store.reading import read_ledger, read_ledger_after, read_placements
 from registry_service.store.tables import Tables
 from registry_service.store.violation_table import KEEP, ViolationRow, ViolationTotals
+from registry_service.store.witness import WitnessFile, needed_generation
 from steward.model.keys import Epoch, UserKey
 from steward.model.placement import Placement
 from steward.model.violations import Severity
@@ -35,9 +38,18 @@ T = TypeVar("T")
 
 
 class SqliteStore:
-    """A `PlacementStore` in the file `path`; `wall_ms` stamps rows of ledger and violations."""
+    """A `PlacementStore` in the file `path`; `wall_ms` stamps rows of ledger and violations.
 
-    def __init__(self, path: Path, wall_ms: Callable[[], int], keep_violations: int = KEEP) -> None:
+    The witness is in `<path>.witness`. A generation below `least_generation` is raised to it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        wall_ms: Callable[[], int],
+        keep_violations: int = KEEP,
+        least_generation: int = 0,
+    ) -> None:
         self._path = path
         self._wall_ms = wall_ms
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -45,11 +57,13 @@ class SqliteStore:
         self._term = 0
         self._closed = False
         self._keep_violations = keep_violations
+        self._least_generation = least_generation
         # Replaced by the writer thread after each COMMIT, as a whole.
         self._mark = START
         # Of the writer thread alone.
         self._connection: sqlite3.Connection | None = None
         self._tables: Tables | None = None
+        self._witness = WitnessFile(path.with_name(path.name + ".witness"))
 
     async def open(self) -> StoreView:
         self._thread = threading.Thread(target=self._work, name="registry-store", daemon=True)
@@ -147,12 +161,21 @@ class SqliteStore:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
-            self._tables = Tables(connection, self._wall_ms, self._keep_violations)
+            self._tables = tables = Tables(connection, self._wall_ms, self._keep_violations)
             connection.execute("BEGIN EXCLUSIVE")
-            self._tables.create()
-            self._term, view = self._tables.start()
+            tables.create()
+            witness = self._witness.read()
+            least = self._least_generation
+            generation, raised = needed_generation(tables.found(), witness, least)
+            least_term = witness.term if witness is not None else 0
+            self._term, view = tables.start(generation, raised, least_term)
             connection.execute("COMMIT")
-            self._mark = self._tables.mark
+            # Killed before this, the next one to start finds the file ahead of its witness.
+            self._witness.start(tables.witness)
+            self._mark = tables.mark
+        except (OSError, ValueError) as error:
+            connection.close()
+            raise EnvironmentUnusable(f"{self._path} can't be served: {error}") from None
         except sqlite3.Error as error:
             connection.close()
             if "locked" in str(error):
@@ -175,6 +198,7 @@ class SqliteStore:
             results = tuple(tables.apply(operation) for operation in operations)
             revision = tables.finish()
             connection.execute("COMMIT")
+            self._witness.write(tables.witness)
             self._mark = tables.mark
         except sqlite3.Error as error:
             if connection.in_transaction:
@@ -186,6 +210,7 @@ class SqliteStore:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+            self._witness.close()
 
 
 def _succeed(future: "Future[T]", result: T) -> None:

@@ -38,6 +38,7 @@ from registry_service.core.transactions import (
     UserPlaced,
     UserTakenOver,
     ViolationRecorded,
+    fence_of_raise,
 )
 from registry_service.store.port import (
     START,
@@ -47,6 +48,7 @@ from registry_service.store.port import (
 )
 from registry_service.store.schema import LEDGER, NODE, SCHEMA, node_record
 from registry_service.store.violation_table import KEEP, ViolationTable
+from registry_service.store.witness import Witness
 from steward.model.keys import (
     GENERATION_SHIFT,
     Epoch,
@@ -74,6 +76,8 @@ class Tables:
         self.violations = ViolationTable(connection, keep_violations)
         self.mark = START
         self._ledger = 0
+        self._instance = ""
+        self._term = 0
         self._generation = 0
         self._rev = 0
         self._stored = (0, 0)
@@ -89,16 +93,32 @@ class Tables:
                 self._db.execute(statement)
         self.violations.create()
 
-    def start(self) -> tuple[int, StoreView]:
-        """Raise the term; returns it and what is there."""
-        self._db.execute("UPDATE meta SET term = term + 1")
+    def found(self) -> Witness:
+        """How far the file is, before anything is done to it."""
+        (self._instance,) = self._db.execute("SELECT instance FROM identity").fetchone()
+        self._term = self.begin()
+        return self.witness
+
+    @property
+    def witness(self) -> Witness:
+        """How far the file is, after the transaction under way."""
+        return Witness(self._instance, self._term, self._generation, self._rev)
+
+    def start(
+        self, generation: int = 0, raised: str = "", least_term: int = 0
+    ) -> tuple[int, StoreView]:
+        """Raise the term, and the generation if need be; returns the term and what is there."""
         self.violations.start()
+        self.begin()
+        self._raise_generation(generation, raised)
+        self.finish()
+        self._db.execute("UPDATE meta SET term = max(term, ?) + 1", (least_term,))
         row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'ledger'").fetchone()
         self._ledger = row[0] if row is not None else 0
         rev, generation, term = self._db.execute(
             "SELECT rev, generation, term FROM meta"
         ).fetchone()
-        self._rev, self._generation = rev, generation
+        self._rev, self._generation, self._term = rev, generation, term
         self._set_mark()
         nodes = self._db.execute(f"SELECT {NODE} FROM node ORDER BY node_rev").fetchall()
         counts = self._db.execute(
@@ -115,6 +135,7 @@ class Tables:
             tuple(node_record(row) for row in nodes),
             tuple((NodeIncarnation(node_id, rev), count) for node_id, rev, count in counts),
             tuple(Hold(NodeIncarnation(node_id, rev), pid) for node_id, rev, pid in holds),
+            raised,
         )
 
     def begin(self) -> int:
@@ -245,6 +266,10 @@ class Tables:
             self._rev += 1
             self._generation = at_least
             self._record("generation", None, 0, None, cause, f"now {at_least}")
+            self._nodes = {}
+            there = self._db.execute("SELECT node_id, node_rev FROM node ORDER BY node_rev")
+            for node_id, node_rev in there.fetchall():
+                self._fence(fence_of_raise(NodeIncarnation(node_id, node_rev)))
         return GenerationIs(self._generation, raised)
 
     def _release(self, operation: ReleasePlacement) -> PlacementReleased:
@@ -280,11 +305,12 @@ class Tables:
         if tomb is not None:
             return NonceSpent(NodeIncarnation(tomb[0], tomb[1]), tomb[2])
         self._rev += 1
+        node_rev = NodeRev(make_epoch(self._generation, self._rev))
         self._db.execute(
             f"INSERT INTO node ({NODE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
             (
                 claim.node_id,
-                self._rev,
+                node_rev,
                 claim.boot_id,
                 claim.nonce,
                 claim.address,
@@ -294,7 +320,7 @@ class Tables:
                 claim.pid,
             ),
         )
-        record = NodeRecord(claim, NodeRev(self._rev))
+        record = NodeRecord(claim, node_rev)
         self._record("join", None, 0, record.incarnation, claim.address)
         return NodeJoined(record)
 

@@ -2,10 +2,10 @@
 
 Each process runs under one id for the life of the supervisor. One that dies is started
 again soon: an agent node after 1 s, since its users have been taken over by then, and with
-less of the machine than those that serve until it is ready; the rest after 0.1 s, since
-others wait for them. Who dies again within 5 s of being ready waits twice as long each
-time, up to 30 s. When the whole is stopped, the groups of `STOP_BY_S` get SIGTERM one
-after the other; what has not ended by its time gets SIGKILL.
+less of the machine than those that serve until it is ready, while another node serves; the
+rest after 0.1 s, since others wait for them. Who dies again within 5 s of being ready
+waits twice as long each time, up to 30 s. When the whole is stopped, the groups of
+`STOP_BY_S` get SIGTERM one after the other; what has not ended by its time gets SIGKILL.
 
 Guaranteed: at most one process per id, and none left when `stop` or `kill` returned. It
 does not restart what is alive but not ready: whether a process can do its work is told
@@ -101,7 +101,9 @@ class Child:
         environ: Mapping[str, str],
         on_ready: Callable[["Child"], None],
         on_death: Callable[[Death], None],
+        has_deputy: Callable[["Child"], bool],
     ) -> None:
+        """`has_deputy`: whether another child of its role serves."""
         self.spec = spec
         self.state = ChildState.STARTING
         self.why = ""
@@ -112,6 +114,7 @@ class Child:
         self._environ = environ
         self._on_ready = on_ready
         self._on_death = on_death
+        self._has_deputy = has_deputy
         self._process: Process | None = None
         self._stopping = asyncio.Event()
         self._failures = 0
@@ -146,6 +149,11 @@ class Child:
         if self._process is not None:
             self._process.send(number)
 
+    def hurry(self) -> None:
+        """Nobody serves in its place any more: let it start as fast as it can."""
+        if self._process is not None and self.state is ChildState.STARTING:
+            self._process.step_up()
+
     async def _one_life(self) -> tuple[int, tuple[str, ...]]:
         self.state = ChildState.STARTING
         self.why = ""
@@ -155,7 +163,7 @@ class Child:
         except OSError as error:
             return -1, (f"can't be started: {error.strerror}",)
         self.pid = process.pid
-        if self.was_ready and self.spec.role == "agent":
+        if self.was_ready and self.spec.role == "agent" and self._has_deputy(self):
             process.step_back()
         probing = asyncio.create_task(self._watch_readiness())
         try:
@@ -207,7 +215,9 @@ class Supervisor:
         self._stop_by_s = stop_by_s
         self._changed = asyncio.Event()
         self._tasks: dict[Child, asyncio.Task[None]] = {}
-        self.children = tuple(Child(spec, environ, self._ready, self._died) for spec in specs)
+        self.children = tuple(
+            Child(spec, environ, self._ready, self._died, self._has_deputy) for spec in specs
+        )
 
     def start(self) -> list[asyncio.Task[None]]:
         """Start all of them at once. The tasks end only after `stop` or `kill`."""
@@ -249,7 +259,7 @@ class Supervisor:
         for child in self.children:
             child.stop_restarting()
         for role, stop_by in self._stop_by_s.items():
-            group = [child for child in self.children if child.spec.role == role]
+            group = self._of_role(role)
             for child in group:
                 child.send(signal.SIGTERM)
             left = await self._ended(group, stop_by - (time.monotonic() - began))
@@ -276,10 +286,20 @@ class Supervisor:
             task.result()
         return [tasks[task] for task in pending]
 
+    def _of_role(self, role: str) -> list[Child]:
+        return [child for child in self.children if child.spec.role == role]
+
+    def _has_deputy(self, child: Child) -> bool:
+        others = self._of_role(child.spec.role)
+        return any(o.state is ChildState.READY for o in others if o is not child)
+
     def _ready(self, child: Child) -> None:
         self._changed.set()
         self._notify_ready(child)
 
     def _died(self, death: Death) -> None:
         self._changed.set()
+        for child in self._of_role(death.spec.role):
+            if not self._has_deputy(child):
+                child.hurry()
         self._notify_death(death)

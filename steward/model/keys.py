@@ -22,7 +22,7 @@ Revision = NewType("Revision", int)
 """Version of the whole registry; one per command that changed something."""
 
 NodeRev = NewType("NodeRev", int)
-"""Incarnation of a node: the revision at which its process joined."""
+"""Incarnation of a node: `generation << 48 | revision` of the moment at which its process joined."""
 
 Sequence = NewType("Sequence", int)
 """Number of an event in its user's stream, from 1, without gaps."""
@@ -45,7 +45,7 @@ class UserKey(NamedTuple):
 
 
 class NodeIncarnation(NamedTuple):
-    """One life of a node: its name, and the revision at which this process joined."""
+    """One life of a node: its name, and the number under which this process joined."""
 
     node_id: NodeId
     node_rev: NodeRev

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from registry_service.core.transactions import (
+    Hold,
     NodeJoined,
+    NodeRecord,
     Outcome,
     StoreOperation,
     StoreResult,
@@ -17,6 +19,7 @@ from registry_service.core.transactions import (
     Unknown,
 )
 from registry_service.store.memory import MemoryDisk
+from registry_service.store.witness import Witness
 from steward.model.keys import NodeId, NodeIncarnation, UserKey
 from steward.model.placement import Placement
 from steward.testing.faults import WALL_MS, Faults
@@ -24,16 +27,17 @@ from steward.testing.invariants import Invariants
 from steward.testing.simulated_network import Network, Process
 from steward.testing.world import World
 
-LEAP = 1 << 20
-"""More than the numbers that were given since a backup."""
-
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """What a copy of the store held."""
+    """What a copy of the store held. The witness is beside it: a copy of a whole volume has it."""
 
     generation: int
     revision: int
+    term: int
+    nodes: dict[NodeId, NodeRecord]
+    holds: dict[NodeIncarnation, Hold]
+    witness: Witness | None
     placements: dict[UserKey, Placement]
     tombs: dict[str, tuple[NodeIncarnation, str]]
 
@@ -45,6 +49,10 @@ class WatchedDisk(MemoryDisk):
         super().__init__(lambda: WALL_MS + world.now_ms)
         self._world = world
         self._invariants = invariants
+        # How often a backup was put back, and the generation that the operator names for the next
+        # start.
+        self.restores = 0
+        self.least_generation = 0
 
     def _apply(self, operation: StoreOperation) -> StoreResult:
         user = getattr(operation, "user", None)
@@ -87,25 +95,31 @@ class WatchedDisk(MemoryDisk):
         return Backup(
             self.generation,
             self.revision,
+            self.term,
+            dict(self.nodes),
+            dict(self.holds),
+            self.witness,
             dict(self.placements),
             dict(self.tombs),
         )
 
     def restore(self, backup: Backup) -> None:
-        """Put a backup back, raise the generation (P18), leap ahead, and let every node join anew.
+        """Put a backup back: the store alone, or its whole volume, with the witness.
 
-        The last two are what the simulation found to be needed. The backup does not know of
-        managers that were made, or let go, since, on nodes that live, and nobody else would ever
-        ask them; and a `node_rev` that is given a second time tells such a node that it is known.
+        What the registry is to notice by itself in the first case, the operator tells it in the
+        other: the generation is to be a higher one (P18).
         """
+        self.restores += 1
+        if self.restores % 2 == 0:
+            self.least_generation = self.generation + 1
+            self.witness = backup.witness
         self._world.note("store: restored from revision {} to {}", self.revision, backup.revision)
-        self.generation = max(self.generation, backup.generation) + 1
-        self.revision = backup.revision + LEAP
-        self.nodes = {}
+        self.generation, self.revision = backup.generation, backup.revision
+        self.term = backup.term
+        self.nodes = dict(backup.nodes)
+        self.holds = dict(backup.holds)
         self.placements = dict(backup.placements)
         self.tombs = dict(backup.tombs)
-        self.holds = {}
-        self.term += 1
 
 
 class SimulatedStore:
@@ -123,7 +137,7 @@ class SimulatedStore:
         self.timeout_ms = 1_000
 
     def open(self) -> tuple[int, StoreView]:
-        return self._disk.open()
+        return self._disk.open(self._disk.least_generation)
 
     def commit(
         self,
@@ -133,7 +147,7 @@ class SimulatedStore:
         answer: Callable[[Outcome], None],
     ) -> None:
         """Send a transaction; `answer` is called in the registry's life, if ever."""
-        world, life = self._world, registry.life
+        world, life, restores = self._world, registry.life, self._disk.restores
 
         def back(outcome: Outcome) -> None:
             if self._network.is_open(self.NAME, registry.name):
@@ -147,6 +161,8 @@ class SimulatedStore:
                 )
 
         def apply() -> None:
+            if self._disk.restores != restores:
+                return  # It was on its way to a disk that is not there any more.
             outcome = self._disk.apply(term, operations)
             if not world.chance(self.unknown / 2):
                 back(outcome)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from steward.cli.ports import PortReservations
+from steward.cli.process import Process
 from steward.cli.supervisor import (
     Child,
     ChildState,
@@ -118,6 +119,25 @@ async def test_a_dead_process_starts_again_under_its_id_and_address(cast: Cast) 
         assert [(d.pid, d.code, d.restart_in_s) for d in cast.deaths] == [
             (first, -signal.SIGKILL, 1.0)
         ]
+
+
+@pytest.mark.asyncio
+async def test_a_node_steps_back_at_its_start_only_while_another_one_serves(
+    cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back: list[int] = []
+    # What it does to the scheduler can't be seen on every kernel.
+    monkeypatch.setattr(Process, "step_back", lambda process: back.append(process.pid))
+    specs = [cast.spec("agent", f"node-{i}", "ready") for i in range(2)]
+    async with cast.supervised(*specs) as supervisor:
+        await asyncio.wait_for(supervisor.wait_ready(), DEADLINE_S)
+        for child in supervisor.children:
+            child.send(signal.SIGKILL)
+        assert await eventually(lambda: len(cast.ready) == 4)
+        assert back == []
+        supervisor.children[0].send(signal.SIGKILL)
+        assert await eventually(lambda: len(cast.ready) == 5)
+        assert back == [supervisor.children[0].pid]
 
 
 @pytest.mark.asyncio

@@ -268,6 +268,8 @@ async def test_history_is_paged_forward_and_newest_first_without_after(edge: Any
     async with edge.http.get(f"{edge.url}/v1/threads", headers=headers) as answer:
         body = await answer.json()
         assert [thread["sequence"] for thread in body["threads"]] == [25] and "next" not in body
+    # A placement that no manager comes to is never given back.
+    assert edge.cluster.resolves == 0, "who only reads is placed nowhere"
 
 
 async def read_events(answer: aiohttp.ClientResponse, count: int) -> list[dict[str, str]]:

@@ -110,6 +110,21 @@ async def test_history_is_read_from_a_node_that_answers(make_edge: Any, swallowe
         assert asyncio.get_running_loop().time() - began < 1
 
 
+async def test_a_replay_whose_node_is_fenced_under_it_goes_on_at_another(
+    make_edge: Any, swallower: Any
+) -> None:
+    edge = await make_edge()
+    near = await edge.peers.add_node("node-2", swallower)
+    edge.cluster.place(ALICE, near)
+    edge.cluster.emit_numbered(ALICE, 3)
+    async with edge.socket():
+        swallower.swallows = True
+        # Attached already, so `ready` comes at once; the page is asked for, and nobody answers.
+        async with edge.socket(query="?after=0") as client:
+            edge.cluster.fence(near)
+            assert await client.sequences(3) == [1, 2, 3]
+
+
 async def test_users_of_a_node_that_only_this_edge_cannot_reach_are_sent_away(
     make_edge: Any, swallower: Any
 ) -> None:

@@ -118,8 +118,9 @@ async def test_a_placement_without_a_manager_is_handed_on_at_once(node: Any) -> 
     node.attach(7)
     assert node.edge.of(AnswerRefused)[0].reason is Reason.EPOCH_STALE
     assert node.registry.violations == []
+    # Asked again it says so again: a registry that asks has not understood, and would wait.
     node.host.hand_off([(ALICE, Epoch(7))], "drain")
-    assert len(node.registry.released) == 2, "told once"
+    assert node.registry.handed_on[2:] == [(ALICE, 7, False)]
 
 
 class SlowSealLog(MemoryLog):
@@ -259,6 +260,29 @@ async def test_a_stopped_clusters_run_goes_on_at_the_next_start(
     assert check_stream(events) == []
     assert "manager_moved" not in [event["type"] for event in events]
     assert agents_of(second).DONE == [("b", 2), ("c", 2)]
+
+
+@pytest.mark.asyncio
+async def test_a_stop_without_another_node_waits_for_an_open_tool_call_and_begins_no_other(
+    make_node: Any, wait_until: Until
+) -> None:
+    log = MemoryLog()
+    node = make_node(log)
+    await node.attached(7)
+    gates = agents_of(node).GATES
+    gates["b"], gates["c"] = asyncio.Event(), asyncio.Event()
+    node.send(7, "m1", "go", "tools")
+    await wait_until(lambda: node.edge.types().count("tool_executing") == 2, "a tool runs")
+    loop = asyncio.get_running_loop()
+    over_half = loop.time() + 1.2
+    draining = asyncio.ensure_future(node.host.drain(runs_s=2.0, appends_s=2.0))
+    await wait_until(lambda: loop.time() > over_half, "the time for runs is over")
+    assert not draining.done(), "the call is not cut off"
+    gates["b"].set()
+    await draining
+    assert node.host.managers == 0
+    types = [event["type"] for event in stored(log)]
+    assert (types.count("tool_executing"), types.count("tool_completed")) == (2, 2)
 
 
 @pytest.mark.asyncio

@@ -1,8 +1,10 @@
 """The one conformance suite of `PlacementStore`: every adapter passes it, the in-memory one too."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
+from copy import deepcopy
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 import pytest_asyncio
@@ -47,6 +49,7 @@ from registry_service.store.port import PlacementStore
 from registry_service.store.sqlite import SqliteStore
 from steward.model.keys import (
     GENERATION_SHIFT,
+    MAX_GENERATION,
     Epoch,
     NodeId,
     NodeIncarnation,
@@ -71,20 +74,79 @@ def at(node_id: str, node_rev: int) -> NodeIncarnation:
     return NodeIncarnation(NodeId(node_id), NodeRev(node_rev))
 
 
+class Disk(Protocol):
+    """What outlives a store. A backup is of the store alone, or of all that is on the disk."""
+
+    def store(self, least_generation: int) -> PlacementStore: ...
+
+    def back_up(self) -> None: ...
+
+    def put_back(self, *, witness: bool = False) -> None: ...
+
+    def remove_witness(self) -> None: ...
+
+
+class InMemory:
+    def __init__(self) -> None:
+        self._disk = MemoryDisk(lambda: AT_MS)
+
+    def store(self, least_generation: int) -> PlacementStore:
+        return MemoryStore(self._disk, least_generation)
+
+    def back_up(self) -> None:
+        self._saved = deepcopy(self._disk)
+
+    def put_back(self, *, witness: bool = False) -> None:
+        left = self._disk.witness
+        self._disk = deepcopy(self._saved)
+        if not witness:
+            self._disk.witness = left
+
+    def remove_witness(self) -> None:
+        self._disk.witness = None
+
+
+class InFiles:
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "registry.db"
+        self._witness = directory / "registry.db.witness"
+
+    def store(self, least_generation: int) -> PlacementStore:
+        return SqliteStore(self._file, lambda: AT_MS, least_generation=least_generation)
+
+    def back_up(self) -> None:
+        self._saved = self._file.read_bytes(), self._witness.read_bytes()
+
+    def put_back(self, *, witness: bool = False) -> None:
+        self._file.write_bytes(self._saved[0])
+        if witness:
+            self._witness.write_bytes(self._saved[1])
+
+    def remove_witness(self) -> None:
+        self._witness.unlink()
+
+
 class Opener:
     """A store with its disk, so that a test can open it again."""
 
-    def __init__(self, make: Callable[[], PlacementStore]) -> None:
-        self._make = make
-        self.store = make()
+    def __init__(self, disk: "Disk") -> None:
+        self._disk = disk
+        self.least_generation = 0
+        self.back_up = disk.back_up
+        self.put_back = disk.put_back
+        self.remove_witness = disk.remove_witness
+        self.store = disk.store(0)
 
     async def open(self) -> StoreView:
+        self.store = self._disk.store(self.least_generation)
         return await self.store.open()
 
-    async def reopen(self) -> StoreView:
+    async def close(self) -> None:
         await self.store.close()
-        self.store = self._make()
-        return await self.store.open()
+
+    async def reopen(self) -> StoreView:
+        await self.close()
+        return await self.open()
 
     async def commit(self, *operations: StoreOperation) -> Committed:
         outcome = await self.store.commit(operations)
@@ -103,18 +165,7 @@ class Opener:
 
 @pytest_asyncio.fixture(params=["memory", "sqlite"])
 async def opener(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Opener]:
-    make: Callable[[], PlacementStore]
-    if request.param == "memory":
-        disk = MemoryDisk(lambda: AT_MS)
-
-        def make() -> PlacementStore:
-            return MemoryStore(disk)
-    else:
-
-        def make() -> PlacementStore:
-            return SqliteStore(tmp_path / "registry.db", lambda: AT_MS)
-
-    opened = Opener(make)
+    opened = Opener(InMemory() if request.param == "memory" else InFiles(tmp_path))
     await opened.open()
     yield opened
     await opened.store.close()
@@ -350,18 +401,106 @@ async def test_a_raised_generation_is_above_every_epoch_before_and_stays(opener:
     assert await opener.one(RaiseGeneration(3, "the log has fence 9")) == GenerationIs(3, True)
     assert await opener.one(RaiseGeneration(3, "again")) == GenerationIs(3, False)
     assert await opener.one(RaiseGeneration(1, "lower")) == GenerationIs(3, False)
-    after = await opener.place(BOB, at("n1", 1))
-    assert after.epoch == 3 << GENERATION_SHIFT | 4
+    joined = await opener.one(JoinNode(claim(nonce="b")))
+    assert isinstance(joined, NodeJoined)
+    after = await opener.place(BOB, joined.record.incarnation)
+    assert after.epoch == 3 << GENERATION_SHIFT | 6
     assert after.epoch > before.epoch
-    assert (await opener.reopen()).generation == 3
-    # Placements from before are what they were.
-    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(before, True)
+    view = await opener.reopen()
+    assert (view.generation, view.raised) == (3, "")
+    # Placements from before are what they were, and count no more.
+    assert await opener.one(ReadPlacement(ANN)) == PlacementRead(before, False)
     release = ReleasePlacement(ANN, before.epoch, at("n1", 1), "idle")
     assert await opener.one(release) == PlacementReleased(True, None)
     rows = await opener.store.ledger(None, 9)
     assert [(row.kind, row.cause, row.evidence) for row in rows if row.kind == "generation"] == [
         ("generation", "the log has fence 9", "now 3")
     ]
+
+
+async def test_a_raised_generation_fences_every_node_in_the_same_step(opener: Opener) -> None:
+    await opener.commit(JoinNode(claim()), JoinNode(claim("n2", "b")))
+    await opener.place(ANN, at("n1", 1))
+    await opener.one(RaiseGeneration(1, "restored"))
+    # Its processes can't come back, and its strict users are held, since nobody saw it die.
+    cause = "generation raised"
+    assert await opener.one(JoinNode(claim())) == NonceSpent(at("n1", 1), cause)
+    assert await opener.one(JoinNode(claim("n2", "b"))) == NonceSpent(at("n2", 2), cause)
+    joined = await opener.one(JoinNode(claim("n2", "c")))
+    assert isinstance(joined, NodeJoined)
+    held = await opener.one(PlaceUser(ANN, joined.record.incarnation, "resolve", strict=True))
+    assert isinstance(held, UserHeld)
+    view = await opener.reopen()
+    assert [node.incarnation for node in view.nodes] == [joined.record.incarnation]
+    assert view.holds == (Hold(at("n1", 1), 77), Hold(at("n2", 2), 77))
+    rows = [row for row in await opener.store.ledger(None, 9) if row.kind == "fence"]
+    assert [(row.revision, row.node_id, row.cause, row.evidence) for row in rows] == [
+        (6, "n2", cause, "D: every node joins anew"),
+        (5, "n1", cause, "D: every node joins anew"),
+    ]
+
+
+async def test_an_incarnation_carries_the_generation_in_which_it_joined(opener: Opener) -> None:
+    await opener.one(JoinNode(claim()))
+    await opener.one(RaiseGeneration(2, "restored"))
+    joined = await opener.one(JoinNode(claim(nonce="b")))
+    assert isinstance(joined, NodeJoined)
+    assert joined.record.node_rev == 2 << GENERATION_SHIFT | 4
+    await opener.one(RaiseGeneration(MAX_GENERATION, "restored"))
+    last = await opener.one(JoinNode(claim(nonce="c")))
+    assert isinstance(last, NodeJoined)
+    assert last.record.node_rev < 1 << 53  # Exact in JSON, wherever it is read.
+
+
+async def test_a_store_that_was_put_back_is_raised_before_it_is_served(opener: Opener) -> None:
+    await opener.one(JoinNode(claim()))
+    await opener.close()
+    opener.back_up()
+    await opener.open()
+    lost = await opener.place(ANN, at("n1", 1))
+    await opener.close()
+    opener.put_back()
+    view = await opener.open()
+    assert (view.generation, view.nodes) == (1, ())
+    assert view.raised.startswith("the store was at revision 2, generation 0, term 2, and is at 1,")
+    joined = await opener.one(JoinNode(claim(nonce="b")))
+    assert isinstance(joined, NodeJoined)
+    assert (await opener.place(ANN, joined.record.incarnation)).epoch > lost.epoch
+    # A second time from the same backup: above what the first restore granted.
+    await opener.close()
+    opener.put_back()
+    assert (await opener.open()).generation == 2
+    # As it was left, it is as good as its witness, closed or killed.
+    view = await opener.reopen()
+    assert (view.generation, view.raised) == (2, "")
+
+
+async def test_a_store_without_a_witness_is_taken_for_restored(opener: Opener) -> None:
+    await opener.one(JoinNode(claim()))
+    await opener.close()
+    opener.remove_witness()
+    view = await opener.open()
+    assert (view.generation, view.raised) == (1, "the store has no witness: restored?")
+
+
+async def test_an_operator_names_the_least_generation_where_the_witness_was_put_back_too(
+    opener: Opener,
+) -> None:
+    await opener.one(JoinNode(claim()))
+    await opener.close()
+    opener.back_up()
+    await opener.open()
+    await opener.place(ANN, at("n1", 1))
+    await opener.close()
+    opener.put_back(witness=True)
+    opener.least_generation = 4
+    view = await opener.open()
+    assert (view.generation, view.nodes) == (4, ())
+    assert view.raised == "registry.least_generation is 4"
+    # It may stay in the settings: it is done.
+    await opener.one(JoinNode(claim(nonce="b")))
+    view = await opener.reopen()
+    assert (view.generation, len(view.nodes), view.raised) == (4, 1, "")
 
 
 async def test_strict_users_of_a_held_incarnation_stay_until_the_hold_is_lifted(

@@ -19,6 +19,8 @@ from steward.tokens import mint
 AGENTS = '''
 import asyncio
 
+from steward.agent import agent
+
 
 async def golden(run):
     """All five events, and what it was told in each of them."""
@@ -51,8 +53,14 @@ async def wait(run):
         await asyncio.Event().wait()
 
     await run.tool("forever", {}, forever)
+
+
+@agent("once", on_crash="fail")
+async def once(run):
+    """The same, and it is not to be called again when its node is lost."""
+    await wait(run)
 '''
-NAMES = ("golden", "count", "fail", "wait")
+NAMES = ("golden", "count", "fail", "wait", "once")
 
 
 @pytest.fixture(scope="module")

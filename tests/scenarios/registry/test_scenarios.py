@@ -18,7 +18,9 @@ read the diff before you believe it.
     store hold|apply|deliver|unknown|lost        store reversed (the last outcome first)
     store away (nothing gets there, and nothing will until it says deliver)
     restart [FIELD=N]... (with this configuration from now on)           ledger [N]
-    restore (the disk becomes what it was when `backup` was said)        backup
+        (generation=N: the operator wants at least this one, at this start)
+    restore [all] (the disk becomes what it was when `backup` was said)  backup
+        (its witness stays, and shows it at the next restart; with `all` it is put back too)
     elsewhere USER@EPOCH NODE/REV NODE/REV (another replica moves the user)
     refusal PEER KIND USER@EPOCH                 describe PEER           term
     violations (all that are recorded)
@@ -71,14 +73,20 @@ def show_user(who: UserKey) -> str:
     return who.user if who.tenant == "t" else f"{who.tenant}:{who.user}"
 
 
+def number(text: str) -> int:
+    """An epoch or an incarnation: REVISION, or GENERATION:REVISION."""
+    generation, _, revision = text.rpartition(":")
+    return int(generation or 0) << GENERATION_SHIFT | int(revision)
+
+
 def at_epoch(text: str) -> tuple[UserKey, Epoch]:
     name, _, epoch = text.partition("@")
-    return user(name), Epoch(int(epoch))
+    return user(name), Epoch(number(epoch))
 
 
 def incarnation(text: str) -> NodeIncarnation:
     node_id, _, rev = text.partition("/")
-    return NodeIncarnation(NodeId(node_id), NodeRev(int(rev)))
+    return NodeIncarnation(NodeId(node_id), NodeRev(number(rev)))
 
 
 class World:
@@ -149,15 +157,18 @@ class World:
     # Commands
 
     def do_restart(self, *options: str) -> None:
+        least_generation = 0
         for option in options:
             field, _, value = option.partition("=")
-            if field == "strict":
+            if field == "generation":
+                least_generation = int(value)
+            elif field == "strict":
                 self.config = replace(self.config, strict_tenants=frozenset(value.split(",")))
             else:
                 self.config = replace(self.config, **{field: int(value)})
         self.machine = Registry(self.config)
         self.held = []
-        self.term, view = self.disk.open()
+        self.term, view = self.disk.open(least_generation)
         self.give(commands.Recover(view))
 
     def do_term(self) -> None:
@@ -189,9 +200,12 @@ class World:
     def do_backup(self) -> None:
         self.saved = deepcopy(self.disk)
 
-    def do_restore(self) -> None:
-        assert self.saved is not None
+    def do_restore(self, what: str = "") -> None:
+        assert self.saved is not None and what in ("", "all")
+        witness = self.disk.witness
         self.disk = deepcopy(self.saved)
+        if not what:
+            self.disk.witness = witness
 
     def do_edge(self, peer: str) -> None:
         self.give(commands.OpenEdgeSession(self.peer(peer), EdgeId(peer)))
@@ -227,9 +241,7 @@ class World:
         self.give(commands.AdoptUsers(self.peer(peer), tuple(map(user, names))))
 
     def do_loghead(self, peer: str, fence: str) -> None:
-        generation, _, revision = fence.rpartition(":")
-        epoch = int(generation or 0) << GENERATION_SHIFT | int(revision)
-        self.give(commands.ReportLogHead(self.peer(peer), Epoch(epoch)))
+        self.give(commands.ReportLogHead(self.peer(peer), Epoch(number(fence))))
 
     def do_close(self, peer: str, end: str) -> None:
         self.give(commands.CloseNodeSession(self.peer(peer), StreamEnd(end)))
@@ -323,14 +335,14 @@ class World:
     def do_ledger(self, count: str = "100") -> None:
         for row in self.disk.rows[-int(count) :]:
             who = f" {row.user}@{show_epoch(row.epoch)}" if row.user else ""
-            node = f" on {row.node_id}/{row.node_rev}" if row.node_id else ""
+            node = f" on {row.node_id}/{show_epoch(row.node_rev)}" if row.node_id else ""
             why = f" [{row.evidence}]" if row.evidence else ""
             self.lines.append(f"{row.revision} {row.kind}{who}{node}: {row.cause}{why}")
 
     def do_violations(self) -> None:
         for row in self.disk.violations.read(0, 100, None, False):
             who = f" {row.user}@{show_epoch(row.epoch)}" if row.user else ""
-            node = f" on {row.node_id}/{row.node_rev}" if row.node_id else ""
+            node = f" on {row.node_id}/{show_epoch(row.node_rev)}" if row.node_id else ""
             what = f"{row.severity} {row.kind}{who}{node}: {row.evidence}"
             self.lines.append(f"{row.number} {what} ({row.reporter})")
 
@@ -391,7 +403,7 @@ class World:
                 return f"fenced {show_node(incarnation)}: {cause}"
             case effects.NodeWelcome(node_rev, strict_tenants=strict):
                 tenants = f", strict: {' '.join(strict)}" if strict else ""
-                return f"welcome {node_rev}{tenants}"
+                return f"welcome {show_epoch(node_rev)}{tenants}"
             case effects.LeaseRenewed(renewal):
                 return f"renewed {renewal}"
             case effects.EdgeWelcome():
@@ -406,9 +418,9 @@ class World:
             case effects.DeathRecorded(fenced):
                 return f"death recorded fenced={fenced}"
             case effects.NodeDrained(node_rev, placements):
-                return f"draining {node_rev}, {placements} to move"
+                return f"draining {show_epoch(node_rev)}, {placements} to move"
             case effects.NodeFencedByOperator(node_rev):
-                return f"fenced {node_rev}"
+                return f"fenced {show_epoch(node_rev)}"
             case effects.UserMoved(placement, from_node):
                 return f"moved {show_result(placement)} from {from_node}"
             case effects.UserEvicted(epoch):
@@ -419,7 +431,7 @@ class World:
 
 
 def show_node(incarnation: NodeIncarnation) -> str:
-    return f"{incarnation.node_id}/{incarnation.node_rev}"
+    return f"{incarnation.node_id}/{show_epoch(incarnation.node_rev)}"
 
 
 def show_status(node: effects.NodeStatus) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agent_service.core.commands import (
+    AnnounceClient,
     ApplyVerbs,
     AttachEdge,
     CancelRun,
@@ -28,13 +29,24 @@ from agent_service.core.effects import (
     EndManager,
     StartRun,
     StopRun,
+    TellClientTaken,
     WriteAppend,
 )
+from agent_service.core.facts import MessageAccepted, record_of
 from agent_service.core.grants import Grant, GrantBook, GrantRefused
-from agent_service.core.journal import Fenced, Seal, Sealed
-from agent_service.core.manager import Manager
+from agent_service.core.journal import Append, Fenced, Seal, Sealed
+from agent_service.core.manager import MOST_MESSAGE_IDS, Manager
 from steward.errors import Reason
-from steward.model.keys import EdgeId, Epoch, NodeId, NodeIncarnation, NodeRev, RunId, ThreadId
+from steward.model.keys import (
+    EdgeId,
+    Epoch,
+    NodeId,
+    NodeIncarnation,
+    NodeRev,
+    RunId,
+    Sequence,
+    ThreadId,
+)
 from steward.model.placement import Placement
 from steward.model.verbs import EventType, Outcome
 
@@ -104,6 +116,39 @@ def test_a_repeated_message_id_is_known_to_the_next_manager(world: Any, message:
     again = only(world.step(world.manager(6), message("m1")), AnswerAccepted)
     assert again.duplicate
     assert again.run_id == first.run_id
+
+
+def test_an_edge_that_attaches_late_hears_of_clients_that_came_back_elsewhere(world: Any) -> None:
+    # Their old connections may be at this edge, known to the manager before and not announced anew.
+    manager, late = world.manager(5), EdgeId("edge-1#1")
+    attach(world, manager)
+    world.step(manager, AnnounceClient(EDGE, "tab"))
+    effects = world.step(manager, AttachEdge(late, 1, 0))
+    assert only(effects, TellClientTaken) == TellClientTaken((late,), "tab")
+    assert isinstance(effects[0], AnswerAttached), "or it would not know which manager says so"
+    # Not the edge that announced it, and not again at each mark.
+    for edge in (EDGE, late):
+        assert len(world.step(manager, AttachEdge(edge, 2, 0))) == 1
+
+
+def test_no_more_message_ids_are_kept_than_a_manager_reads_in_an_instant(
+    world: Any, message: Message
+) -> None:
+    # All of the last minute, so that their age frees none of them.
+    world.log.seal(Seal(world.user, Epoch(4), "before"))
+    known = [
+        MessageAccepted(
+            f"old-{n}", RunId(f"r-{n}"), Sequence(n), world.wall_ms - MOST_MESSAGE_IDS + n
+        )
+        for n in range(MOST_MESSAGE_IDS)
+    ]
+    records = tuple(record_of(fact) for fact in known)
+    world.log.append(Append(world.user, Epoch(4), 1, Sequence(1), (), records))
+    manager = world.manager(5)
+    world.step(manager, message("new"))
+    assert manager.snapshot()["messages"] == MOST_MESSAGE_IDS
+    assert only(world.step(manager, message("old-1")), AnswerAccepted).duplicate
+    assert not only(world.step(manager, message("old-0")), AnswerAccepted).duplicate
 
 
 def test_a_run_without_a_thought_gets_one_before_its_text(
