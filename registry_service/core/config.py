@@ -38,11 +38,11 @@ class RegistryConfig:
     # Placements of a draining node that are read at a time.
     list_page: int = 512
     # An operator's move is refused, and an evicted placement removed, when the node took longer.
-    # Longer than a node gives to open tool calls (`agent.drain_runs_ms`), or it is refused and done.
+    # Longer than a node gives to open calls (`agent.drain_runs_ms`), or it is refused and done.
     move_wait_ms: int = 15_000
     evict_wait_ms: int = 2_000
     # A node that can't reach the log, while others can, is fenced after this long.
-    log_away_ms: int = 2_000
+    log_away_ms: int = 1_000
     # Whether grants wait for the log's largest fence (P18), and how long one node is asked for it.
     log_floor: bool = True
     log_head_wait_ms: int = 1_000

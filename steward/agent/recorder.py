@@ -25,6 +25,7 @@ from steward.agent.values import describe_error, encode, kind_of, text_of, to_js
 from steward.model.verbs import EventType, RunJournal
 
 MAX_NAME_CHARS = 128
+MAX_STEPS_BYTES = 32 * 1024 * 1024
 
 GIVEN_UP = {"type": "CancelledError", "message": "the agent gave this call up"}
 LEFT_OPEN = {"type": "Interrupted", "message": "the run ended before this call did"}
@@ -62,7 +63,7 @@ class Step:
 class Recorder(EventRecorder):
     """Turns all verbs of one execution into events and records."""
 
-    __slots__ = ("_call_ids", "_calls", "_counts")
+    __slots__ = ("_call_ids", "_calls", "_counts", "_kept")
 
     def __init__(
         self,
@@ -75,6 +76,8 @@ class Recorder(EventRecorder):
         self._counts: Counter[str] = Counter()
         self._call_ids: set[str] = set()
         self._calls: dict[str, ToolCall] = {}
+        # Bytes of the steps that are kept: a later attempt gets all of them at once.
+        self._kept = sum(map(len, journal.steps.values())) if journal is not None else 0
 
     @property
     def unmet_calls(self) -> list[str]:
@@ -246,6 +249,9 @@ class Recorder(EventRecorder):
         Raises TypeError, ValueError for a value that can't be kept: the step did not finish.
         """
         text, value = to_json(value, f"the result of step {step.name!r}")
+        if self._kept + len(text) > MAX_STEPS_BYTES:
+            raise ValueError(f"the steps of a run keep at most {MAX_STEPS_BYTES} bytes in all")
+        self._kept += len(text)
         await self._flush_state(step.id)
         number = await self._port.record_step(step.key, text)
         self._last = max(self._last, number)

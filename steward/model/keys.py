@@ -22,7 +22,7 @@ Revision = NewType("Revision", int)
 """Version of the whole registry; one per command that changed something."""
 
 NodeRev = NewType("NodeRev", int)
-"""Incarnation of a node: `generation << 48 | revision` of the moment at which its process joined."""
+"""Incarnation of a node: `generation << 48 | revision`, as its process joined."""
 
 Sequence = NewType("Sequence", int)
 """Number of an event in its user's stream, from 1, without gaps."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from steward.agent.port import Branch
-from steward.agent.recorder import Recorder
+from steward.agent.recorder import Recorder, Step
 from steward.model.verbs import EventType, JournalEntry, RunJournal
 
 pytestmark = pytest.mark.asyncio
@@ -119,3 +119,12 @@ async def test_a_failing_tool_that_is_cancelled_meanwhile_is_completed_once() ->
     await recorder.end()
     ends = [data["error"] for kind, data in port.put if kind == "tool_completed"]
     assert ends == [{"type": "LookupError", "message": "no"}]
+
+
+async def test_the_steps_of_a_run_are_bounded_in_all_also_over_attempts() -> None:
+    kept = {f"r.s.{number}": b'"%b"' % (b"x" * 1_000_000) for number in range(33)}
+    recorder = Recorder("r", {}, Port(), RunJournal((), kept))
+    step = Step("r.s.34", "s", "r.s.34")
+    with pytest.raises(ValueError, match="in all"):
+        await recorder.complete_step(step, "y" * 1_000_000)
+    assert await recorder.complete_step(step, "small") == "small"
