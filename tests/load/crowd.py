@@ -49,6 +49,9 @@ class Member:
         while not enough.is_set():
             number += 1
             end = await self.tab.ask(f"m{number}", content, RUN_S, agent=agent)
+            # The events are checked at the end; what else came is not needed again.
+            self.tab.frames.clear()
+            self.tab.texts.clear()
             outcome = end["data"]["outcome"]
             self.runs[outcome] = self.runs.get(outcome, 0) + 1
 

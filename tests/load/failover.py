@@ -34,13 +34,20 @@ HEALED_S = 60.0
 async def measure(
     cluster: LocalCluster, users: int, kills: int, progress: Progress
 ) -> dict[str, Any]:
-    """Kill `kills` nodes under `users` busy users; pauses in ms and what the streams say."""
+    """Kill `kills` nodes under `users` busy users; pauses in ms and what the streams say.
+
+    SIGINT ends it after the kill at hand, with the figures of those that were done.
+    """
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
     pauses: list[float] = []
     misses = 0
     task = progress.add_task("kills", total=kills)
     async with Crowd(cluster, users, "12 120", "worker") as crowd:
         await asyncio.sleep(1.0)
-        for _ in range(kills):
+        done = 0
+        while done < kills and not stop.is_set():
+            done += 1
             homes = crowd.homes()
             victim = max(homes, key=lambda name: homes[name])
             at = time.monotonic()
@@ -62,6 +69,8 @@ async def measure(
             pauses += [(m.at - at) * 1000 for m in moves]
             healed = asyncio.to_thread(cluster.wait_healed)
             await asyncio.wait_for(healed, HEALED_S)
+            if not progress.console.is_terminal and done % 10 == 0:
+                print(f"{done} kills, p99 {percentile(pauses, 0.99):.0f} ms", file=sys.stderr)
             progress.update(
                 task,
                 advance=1,
@@ -70,7 +79,7 @@ async def measure(
             )
         await crowd.finish()
         return {
-            "kills": kills,
+            "kills": done,
             "users": users,
             "pauses": len(pauses),
             "missed": misses,
