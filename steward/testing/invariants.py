@@ -219,10 +219,10 @@ class Invariants:
         cause = self._over.get((process, user, epoch))
         text = "{} did {} for {} under {} after it knew: {}"
         self.require("I9", cause is None, text, process, what, user, epoch, cause)
-        began = self._began.get(user)
-        if began is not None and epoch < began[0]:
-            self._beside[user, began[0]] = self._clock() - began[1]
         executing = self._executing.get(user)
+        began = self._began.get(user)
+        if began is not None and epoch < began[0] and self._measured(user, epoch, began[0]):
+            self._beside[user, began[0]] = self._clock() - began[1]
         if executing is not None and epoch in executing:
             newest, (where, _) = max(executing), executing[epoch]
             promised = newest >> GENERATION_SHIFT == epoch >> GENERATION_SHIFT
@@ -251,6 +251,15 @@ class Invariants:
         """A manager begins, of whatever tenant: the start of what `overlaps_ms` measures."""
         if user not in self._began or self._began[user][0] < epoch:
             self._began[user] = (epoch, self._clock())
+
+    def _measured(self, user: UserKey, epoch: Epoch, newest: Epoch) -> bool:
+        """Whether an overlap of these counts: one that X excludes would say nothing about it."""
+        strict = self._executing.get(user, {}).get(epoch)
+        if strict is None:
+            return True
+        return strict[0] not in self._unpromised and (
+            newest >> GENERATION_SHIFT == epoch >> GENERATION_SHIFT
+        )
 
     def overlaps_ms(self, tenant: str) -> list[int]:
         """How long after the start of a manager an older one still acted, where one did.

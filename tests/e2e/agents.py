@@ -1,4 +1,4 @@
-"""Agents of the end-to-end tests. How much they do is in the text of the message."""
+"""Agents of the end-to-end tests. What they do is in the text of the message."""
 
 import asyncio
 from pathlib import Path
@@ -17,24 +17,33 @@ async def counter(run: Run) -> str:
 
 
 async def worker(run: Run) -> str:
-    """`"<file> <tools> <ms each>"`: tool calls one after the other.
+    """`"<file> <ms each>"`: tool calls one after the other, until `<file>.enough` is there.
 
-    Each one, when it starts, writes a line `<epoch> <number>` to the file: what has really been
-    done, whatever the stream says.
+    So a test decides when the run ends, however slow the machine is. Each call, when it starts,
+    writes a line `<epoch> <number>` to the file, and the last one makes `<file>.ended`: what has
+    really been done, whatever the stream says.
     """
-    name, tools, each_ms = run.input.text.split()
-    file = Path(name)
+    name, each_ms = run.input.text.split()
 
-    async def work(number: int) -> int:
-        note(file, f"{run.epoch} {number}")
+    async def work(number: int) -> bool:
+        note(Path(name), f"{run.epoch} {number}")
         await asyncio.sleep(int(each_ms) / 1000)
-        return number * number
+        return not is_enough(name)
 
-    await run.think(f"{tools} things to do")
-    for number in range(int(tools)):
-        found = await run.tool("work", {"number": number}, work)
-        await run.say(f"{number}: {found}. ")
+    await run.think("much to do")
+    number = 0
+    while await run.tool("work", {"number": number}, work):
+        await run.say(f"{number} ")
+        number += 1
     return "done"
+
+
+def is_enough(name: str) -> bool:
+    """Whether this is the last call; if so, `<file>.ended` is made."""
+    if not Path(f"{name}.enough").exists():
+        return False
+    Path(f"{name}.ended").touch()
+    return True
 
 
 def note(file: Path, line: str) -> None:

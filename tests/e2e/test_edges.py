@@ -241,7 +241,7 @@ async def test_a_stopped_node_is_left_and_all_edges_stay_ready(
     async with many_sockets() as http:
         tab = await open_tab(http, cluster.urls[1], token, after=0)
         before = tab.ready["manager"]
-        await tab.send("m1", "150 20", agent="counter")
+        await tab.send("m1", "5000 20", agent="counter")
         await tab.until("agent_text", SOON_S)
         await asyncio.to_thread(cluster.kill, before["node_id"], signal.SIGSTOP)
         try:
@@ -250,8 +250,10 @@ async def test_a_stopped_node_is_left_and_all_edges_stay_ready(
             # The streams to the stopped node are open and carry nothing: they don't count.
             for url in cluster.urls:
                 await eventually(lambda url=url: ready(http, url), f"{url} is ready", SOON_S)
+            await tab.until("agent_text", SOON_S)
+            await tab.socket.send_json({"type": "cancel", "thread_id": "main"})
             end = await tab.until("agent_completed", RUN_S)
-            assert end["data"]["outcome"] == "success"
+            assert end["data"]["outcome"] == "cancelled"
         finally:
             await asyncio.to_thread(cluster.kill, before["node_id"], signal.SIGCONT)
         assert tab.findings() == []

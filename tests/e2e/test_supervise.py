@@ -15,10 +15,17 @@ from steward.testing.waiting import wait_for
 STEWARD = Path(sys.executable).with_name("steward")
 
 
+@pytest.fixture(scope="module")
+def running(start_shared: Any) -> Any:
+    return start_shared("--agents", "1")
+
+
 @pytest.fixture
-def supervised(start_cluster: Any, tmp_path: Path) -> Any:
+def supervised(running: Any, clusters_to_show: list[Any]) -> Any:
     """A cluster, and one more node under `steward supervise`: (cluster, process, node's pid)."""
-    cluster = start_cluster().wait_ready()
+    cluster = running
+    clusters_to_show.append(cluster)
+    wait_for(lambda: "node-x" not in nodes(cluster), 20, "the name is free")
     registry = cluster.processes["registry"]["grpc"]
     log = cluster.processes["log"]["grpc"]
     settings = ("--id", "node-x", "--data", cluster.data, "--registry", registry, "--log", log)

@@ -164,10 +164,19 @@ async def test_a_log_that_is_ahead_of_the_registry_raises_the_generation(
     node = clients.node("n1")
     node.log_head = 1_000_000
     await node.join()
+    # Whoever had joined before is of the lost past, and comes again as a new process.
+    assert (await node.open.expect("fenced")).cause == "generation raised"
+    await node.die()
+    again = clients.node("n1")
+    again.log_head = 1_000_000
+    await again.join()
     edge = clients.edge("e1")
     await edge.connect()
+    # An edge that was away for the push is told when it comes.
+    assert (await edge.open.expect("node_fenced")).node_rev == node.node_rev
     (ann,) = await edge.resolve("ann")
     assert ann.placement.epoch > 1 << 48
+    assert ann.placement.node_rev == again.node_rev > 1 << 48
     listed = await operator.call(
         "ListViolations", pb.ListViolationsRequest(severity=pb.SEVERITY_BREACH)
     )
