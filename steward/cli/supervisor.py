@@ -3,7 +3,7 @@
 Each process runs under one id for the life of the supervisor. One that dies is started
 again soon: an agent node after 1 s, since its users have been taken over by then, and with
 less of the machine than those that serve until it is ready, while another node serves; the
-rest after 0.1 s, since others wait for them. Who dies again within 5 s of being ready
+rest after 0.1 s, since others wait for them. Who dies again within 1 s of being ready
 waits twice as long each time, up to 30 s. When the whole is stopped, the groups of
 `STOP_BY_S` get SIGTERM one after the other; what has not ended by its time gets SIGKILL.
 
@@ -26,7 +26,7 @@ from steward.cli.process import Process
 FIRST_DELAY_S: Mapping[str, float] = {"agent": 1.0}
 DEFAULT_FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 30.0
-GOOD_RUN_S = 5.0
+GOOD_RUN_S = 1.0
 POLL_S = 0.02
 SLOW_POLL_S = 0.25
 POLL_QUICKLY_FOR_S = 10.0
