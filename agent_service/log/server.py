@@ -50,6 +50,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
 }
 """Who may call what; the interceptor refuses everybody else."""
 
+_REFUSED = (Fenced, Conflict)
 _FAILED = StewardError(Reason.STORE_UNAVAILABLE, "the event log failed and is about to end")
 
 
@@ -234,7 +235,7 @@ class _LogStream:
             self._answers.close()
             return
         for operation, outcome in zip(operations, outcomes, strict=True):
-            if isinstance(outcome, Fenced | Conflict):
+            if isinstance(outcome, _REFUSED):
                 self._report(_refused(operation, outcome, self.node_id))
         try:
             self._answers.put(Answered(seals, appends, outcomes))

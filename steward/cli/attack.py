@@ -12,9 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from steward.cli.cluster_file import NoCluster, read_cluster
-from steward.cli.operating import add_cluster
-from steward.errors import StewardError
+from steward.cli.cluster_file import read_cluster
+from steward.cli.operating import add_cluster, finish
 
 if TYPE_CHECKING:
     from steward.cli.cheats import Cheat, Field
@@ -39,7 +38,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Play; 1 when a cheat worked or left no record."""
     from steward.cli.cheats import CHEATS
-    from steward.rpc.keys import KeyUnusable
 
     if args.list:
         for cheat in CHEATS:
@@ -52,14 +50,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"steward: {what}; `steward attack --list` names them", file=sys.stderr)
         return 2
     chosen = CHEATS if args.all else tuple(by_name[name] for name in args.names)
-    try:
-        return asyncio.run(_play_all(args, chosen))
-    except StewardError as error:
-        print(f"steward: {error}", file=sys.stderr)
-        return 1
-    except (NoCluster, KeyUnusable) as error:
-        print(f"steward: {error}", file=sys.stderr)
-        return 2
+    return finish(_play_all(args, chosen))
 
 
 async def _play_all(args: argparse.Namespace, chosen: Sequence["Cheat"]) -> int:

@@ -120,19 +120,17 @@ class Field:
                 return node.address, node.node_rev
         raise RuntimeError("there is only one node: this cheat needs two")
 
-    @contextlib.asynccontextmanager
-    async def log_stream(self) -> AsyncIterator[Any]:
-        """A stream to the log, as a node has it."""
+    async def ask_log(self, batch: log.LogBatch) -> log.LogAnswers:
+        """What the log answers to a node that sends this."""
         stub = log_service_pb2_grpc.LogServiceStub(self.channel(self.log))
-        call = stub.HoldLogStream(metadata=self.metadata(Role.AGENT))
+        call: Any = stub.HoldLogStream(metadata=self.metadata(Role.AGENT))
         try:
-            await call.write(
-                log.HoldLogStreamRequest(
-                    hello=log.LogHello(cluster=CLUSTER_NAME, node_id="attacker")
-                )
-            )
+            hello = log.LogHello(cluster=CLUSTER_NAME, node_id="attacker")
+            await call.write(log.HoldLogStreamRequest(hello=hello))
             await asyncio.wait_for(call.read(), STEP_S)
-            yield call
+            await call.write(log.HoldLogStreamRequest(batch=batch))
+            answered: log.HoldLogStreamResponse = await asyncio.wait_for(call.read(), STEP_S)
+            return answered.answers
         finally:
             call.cancel()
 
@@ -229,56 +227,44 @@ async def placement_for_another_node(field: Field) -> str:
         return why
 
 
-async def stale_epoch_append(field: Field) -> str:
-    """Write to a user's stream under an epoch that is over."""
+async def _false_append(
+    field: Field, *, behind: int = 0, number: int = 1, beyond: int = 0
+) -> log.AppendAnswer:
+    """Write to a user's stream, `behind` epochs too low, `beyond` the next sequence."""
     user = field.new_user()
     async with field.socket(user) as socket:
         await field.say(socket, "hello")
         placed = await field.placement(user)
         before = await field.operator.last_sequence(placed.address, user)
-        async with field.log_stream() as call:
-            append = log.AppendEvents(
-                request_id=1,
-                user=wire(user),
-                epoch=placed.epoch - 1,
-                append_number=1,
-                expected_sequence=before + 1,
-                events=[log.StoredEvent(payload=b'{"type":"custom"}')],
-            )
-            await call.write(log.HoldLogStreamRequest(batch=log.LogBatch(appends=[append])))
-            answers = (await asyncio.wait_for(call.read(), STEP_S)).answers
-        if answers.appends[0].WhichOneof("result") != "fenced":
-            raise CheatWorked(f"the log answered {answers}")
+        append = log.AppendEvents(
+            request_id=1,
+            user=wire(user),
+            epoch=placed.epoch - behind,
+            append_number=number,
+            expected_sequence=before + 1 + beyond,
+            events=[log.StoredEvent(payload=b'{"type":"custom"}')],
+        )
+        answer = (await field.ask_log(log.LogBatch(appends=[append]))).appends[0]
         if await field.operator.last_sequence(placed.address, user) != before:
             raise CheatWorked("the stream grew")
         await field.say(socket, "still mine?")
-        return f"fenced by {answers.appends[0].fenced.fence}"
+        return answer
+
+
+async def stale_epoch_append(field: Field) -> str:
+    """Write to a user's stream under an epoch that is over."""
+    answer = await _false_append(field, behind=1)
+    if answer.WhichOneof("result") != "fenced":
+        raise CheatWorked(f"the log answered {answer}")
+    return f"fenced by {answer.fenced.fence}"
 
 
 async def sequence_gap(field: Field) -> str:
     """Write past the next sequence, under the right epoch."""
-    user = field.new_user()
-    async with field.socket(user) as socket:
-        await field.say(socket, "hello")
-        placed = await field.placement(user)
-        before = await field.operator.last_sequence(placed.address, user)
-        async with field.log_stream() as call:
-            append = log.AppendEvents(
-                request_id=1,
-                user=wire(user),
-                epoch=placed.epoch,
-                append_number=1_000_000,
-                expected_sequence=before + 5,
-                events=[log.StoredEvent(payload=b'{"type":"custom"}')],
-            )
-            await call.write(log.HoldLogStreamRequest(batch=log.LogBatch(appends=[append])))
-            answers = (await asyncio.wait_for(call.read(), STEP_S)).answers
-        if answers.appends[0].WhichOneof("result") == "committed":
-            raise CheatWorked(f"the log answered {answers}")
-        if await field.operator.last_sequence(placed.address, user) != before:
-            raise CheatWorked("the stream grew")
-        await field.say(socket, "still mine?")
-        return f"conflict at {before + 1}"
+    answer = await _false_append(field, number=1_000_000, beyond=4)
+    if answer.WhichOneof("result") == "committed":
+        raise CheatWorked(f"the log answered {answer}")
+    return f"conflict at {answer.conflict.next_sequence}"
 
 
 async def two_nodes_claim_one_user(field: Field) -> str:
@@ -287,12 +273,10 @@ async def two_nodes_claim_one_user(field: Field) -> str:
     async with field.socket(user) as socket:
         await field.say(socket, "hello")
         placed = await field.placement(user)
-        async with field.log_stream() as call:
-            seal = log.SealStream(
-                request_id=1, user=wire(user), epoch=placed.epoch, activation="attacker"
-            )
-            await call.write(log.HoldLogStreamRequest(batch=log.LogBatch(seals=[seal])))
-            answers = (await asyncio.wait_for(call.read(), STEP_S)).answers
+        seal = log.SealStream(
+            request_id=1, user=wire(user), epoch=placed.epoch, activation="attacker"
+        )
+        answers = await field.ask_log(log.LogBatch(seals=[seal]))
         if answers.seals[0].WhichOneof("result") != "fenced":
             raise CheatWorked("the log sealed the stream for a second manager")
         await field.say(socket, "still mine?")

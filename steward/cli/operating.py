@@ -8,7 +8,7 @@ environment (no running cluster, a key that can't be read).
 import argparse
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING
 
 from steward.cli.cluster_file import NoCluster, read_cluster
@@ -40,15 +40,21 @@ def user_of(args: argparse.Namespace) -> UserKey:
 def operate(args: argparse.Namespace, command: Command) -> int:
     """Run `command` against the cluster of `--data`; the exit code."""
     from steward.cli.operator_calls import Operator
-    from steward.rpc.keys import KeyUnusable
 
     async def run() -> int:
         registry = read_cluster(args.data).address("registry")
         async with Operator(args.data) as operator:
             return await command(operator, registry)
 
+    return finish(run())
+
+
+def finish(command: Coroutine[None, None, int]) -> int:
+    """Run a command to its end; the exit code, also for what it raises."""
+    from steward.rpc.keys import KeyUnusable
+
     try:
-        return asyncio.run(run())
+        return asyncio.run(command)
     except StewardError as error:
         print(f"steward: {error}", file=sys.stderr)
         return 1

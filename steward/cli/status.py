@@ -8,14 +8,12 @@ Exit code 0 when all are ready and the registry answers, else 1.
 import argparse
 import asyncio
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from steward.cli.cluster_file import NoCluster, ProcessEntry, read_cluster
-from steward.cli.layout import data_path
+from steward.cli.cluster_file import ProcessEntry, read_cluster
+from steward.cli.operating import add_cluster, finish
 from steward.cli.probe import Readiness, metric_sums, readiness
-from steward.errors import StewardError
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -25,24 +23,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="show the processes and nodes of a running cluster",
         description="Show the processes and nodes of a running cluster.",
     )
-    parser.add_argument("--data", type=data_path, default=".steward", metavar="DIR")
+    add_cluster(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the status; 1 when something is not ready."""
-    from steward.rpc.keys import KeyUnusable
 
-    try:
-        status = asyncio.run(_look(args.data))
-    except StewardError as error:
-        print(f"steward: {error}", file=sys.stderr)
-        return 1
-    except (NoCluster, KeyUnusable) as error:
-        print(f"steward: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(status, indent=2) if args.json else _table(status))
-    return 0 if all(process["ready"] for process in status["processes"]) else 1
+    async def show() -> int:
+        status = await _look(args.data)
+        print(json.dumps(status, indent=2) if args.json else _table(status))
+        return 0 if all(process["ready"] for process in status["processes"]) else 1
+
+    return finish(show())
 
 
 async def _look(data: Path) -> dict[str, Any]:
@@ -50,12 +43,12 @@ async def _look(data: Path) -> dict[str, Any]:
     from steward.v1 import registry_service_pb2 as pb
 
     cluster = read_cluster(data)
-    answers = await asyncio.gather(*(_ready(entry) for entry in cluster.processes))
-    connections = {
-        entry.id: int((await metric_sums(entry.ops)).get("steward_edge_connections", 0))
-        for entry in cluster.processes
-        if entry.role == "edge" and entry.ops is not None
-    }
+    edges = [entry for entry in cluster.processes if entry.role == "edge"]
+    answers, counts = await asyncio.gather(
+        asyncio.gather(*(_ready(entry) for entry in cluster.processes)),
+        asyncio.gather(*(_connections(entry) for entry in edges)),
+    )
+    connections = {entry.id: count for entry, count in zip(edges, counts, strict=True)}
     registry = cluster.address("registry")
     async with Operator(data) as operator:
         described = await operator.describe_cluster(registry)
@@ -99,6 +92,12 @@ async def _look(data: Path) -> dict[str, Any]:
 
 async def _ready(entry: ProcessEntry) -> Readiness:
     return Readiness(True) if entry.ops is None else await readiness(entry.ops)
+
+
+async def _connections(entry: ProcessEntry) -> int:
+    """Open connections of an edge; 0 when it does not tell."""
+    sums = {} if entry.ops is None else await metric_sums(entry.ops)
+    return int(sums.get("steward_edge_connections", 0))
 
 
 def _table(status: dict[str, Any]) -> str:

@@ -8,12 +8,17 @@ meant to stay open through whatever is done to the nodes.
 """
 
 import asyncio
+import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+from rich.console import Console
+from rich.progress import Progress
 
 from steward.client.checks import check_stream
 from steward.model.keys import DEFAULT_TENANT, UserKey
@@ -21,7 +26,9 @@ from steward.rpc.keys import USER_KEY, load_or_create_key
 from steward.testing.local_cluster import LocalCluster
 from steward.testing.tab import Tab, open_tab
 from steward.tokens import mint
+from tests.load import machine
 
+AGENTS = Path(__file__).parent / "agents.py"
 RUN_S = 60.0
 TOKEN_S = 86_000
 
@@ -147,6 +154,40 @@ class Crowd:
             for outcome, count in member.runs.items():
                 total[outcome] = total.get(outcome, 0) + count
         return total
+
+
+Measure = Callable[[LocalCluster, Progress], Coroutine[None, None, dict[str, Any]]]
+
+
+def play(measure: Measure, *options: str, edges: int = 1) -> dict[str, Any]:
+    """Start a cluster with the agent `worker`, measure on it, and end it, with a progress bar.
+
+    Its logs go to stderr when the measurement fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="steward-load-") as folder:
+        cluster = LocalCluster.start(
+            Path(folder), f"--agent={AGENTS}:worker", *options, edges=edges
+        )
+        try:
+            cluster.wait_ready()
+            with Progress(console=Console(stderr=True)) as progress:
+                return asyncio.run(measure(cluster, progress))
+        except BaseException:
+            sys.stderr.write(cluster.logs())
+            raise
+        finally:
+            cluster.end()
+
+
+def report(text: str, found: dict[str, Any], values_ms: Sequence[float]) -> None:
+    """Print a measurement: the machine, what was found, its plot, and what is broken."""
+    print(machine.facts())
+    print(text)
+    print(histogram(values_ms))
+    print(f"runs: {found['outcomes']}")
+    for broken in found["findings"][:20]:
+        print(f"BROKEN {broken}")
+    print(f"{len(found['findings'])} broken rules in all streams")
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -14,19 +14,15 @@ import asyncio
 import json
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 
 from steward.testing.local_cluster import LocalCluster
-from tests.load import machine
-from tests.load.crowd import Crowd, histogram, percentile, wait_until
+from tests.load.crowd import Crowd, percentile, play, report, wait_until
 
-AGENTS = Path(__file__).parent / "agents.py"
 LATE_S = 15.0
 HEALED_S = 60.0
 
@@ -100,34 +96,20 @@ def main() -> int:
     parser.add_argument("--edges", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
-    console = Console(stderr=True)
-    with tempfile.TemporaryDirectory(prefix="steward-failover-") as folder:
-        cluster = LocalCluster.start(
-            Path(folder), f"--agent={AGENTS}:worker", edges=arguments.edges
-        )
-        try:
-            cluster.wait_ready()
-            with Progress(console=console) as progress:
-                found = asyncio.run(measure(cluster, arguments.users, arguments.kills, progress))
-        except BaseException:
-            sys.stderr.write(cluster.logs())
-            raise
-        finally:
-            cluster.end()
+    found = play(
+        lambda cluster, progress: measure(cluster, arguments.users, arguments.kills, progress),
+        edges=arguments.edges,
+    )
     values = found.pop("values")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=2))
-    print(machine.facts())
-    print(
+    report(
         f"{found['kills']} kills of a node with {found['users']} busy users: next event after "
         f"p50 {found['p50_ms']:.0f}, p90 {found['p90_ms']:.0f}, p99 {found['p99_ms']:.0f}, "
-        f"max {found['max_ms']:.0f} ms ({found['pauses']} pauses, {found['missed']} missed)"
+        f"max {found['max_ms']:.0f} ms ({found['pauses']} pauses, {found['missed']} missed)",
+        found,
+        values,
     )
-    print(histogram(values))
-    print(f"runs: {found['outcomes']}")
-    for text in found["findings"][:20]:
-        print(f"BROKEN {text}")
-    print(f"{len(found['findings'])} broken rules in all streams")
     return 1 if found["findings"] or found["missed"] else 0
 
 

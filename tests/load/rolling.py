@@ -13,19 +13,15 @@ import asyncio
 import json
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 
 from steward.testing.local_cluster import LocalCluster
-from tests.load import machine
-from tests.load.crowd import Crowd, histogram, percentile, wait_until
+from tests.load.crowd import Crowd, percentile, play, report, wait_until
 
-AGENTS = Path(__file__).parent / "agents.py"
 DRAINED_S = 60.0
 HEALED_S = 60.0
 
@@ -79,35 +75,22 @@ def main() -> int:
     parser.add_argument("--agents", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
-    console = Console(stderr=True)
-    with tempfile.TemporaryDirectory(prefix="steward-rolling-") as folder:
-        cluster = LocalCluster.start(
-            Path(folder), f"--agent={AGENTS}:worker", "--agents", str(arguments.agents)
-        )
-        try:
-            cluster.wait_ready()
-            with Progress(console=console) as progress:
-                found = asyncio.run(measure(cluster, arguments.users, arguments.rounds, progress))
-        except BaseException:
-            sys.stderr.write(cluster.logs())
-            raise
-        finally:
-            cluster.end()
+    found = play(
+        lambda cluster, progress: measure(cluster, arguments.users, arguments.rounds, progress),
+        "--agents",
+        str(arguments.agents),
+    )
     gaps = found.pop("gaps")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=2))
-    print(machine.facts())
-    print(
+    report(
         f"{found['restarts']} nodes restarted under {found['users']} users with runs in flight: "
         f"{found['moves']} moves, {found['handoffs']} of them planned; manager_moved.gap_ms "
         f"p50 {found['gap_p50_ms']:.0f}, p99 {found['gap_p99_ms']:.0f}, "
-        f"max {found['gap_max_ms']:.0f}; longest drain {found['drain_s_max']:.1f} s"
+        f"max {found['gap_max_ms']:.0f}; longest drain {found['drain_s_max']:.1f} s",
+        found,
+        gaps,
     )
-    print(histogram(gaps))
-    print(f"runs: {found['outcomes']}")
-    for text in found["findings"][:20]:
-        print(f"BROKEN {text}")
-    print(f"{len(found['findings'])} broken rules in all streams")
     return 1 if found["findings"] or set(found["outcomes"]) != {"success"} else 0
 
 
