@@ -7,7 +7,7 @@ none is under way that had to come back, or anything at all came in, the node is
 It guarantees: silence is counted only while this process itself runs (one step of it counts
 at most `MOST_STEP_MS`), so that an edge that was paused suspects nobody; a suspicion is told
 again and again, since the registry needs it fresh; a stream that was silent for
-`GIVEN_UP_MS` is closed, and begins anew. It decides nothing about the node: that is the
+`DEAD_STREAM_MS` is closed, and begins anew. It decides nothing about the node: that is the
 registry's.
 
 Pure: the driver calls `tick` every `PROBE_MS`, also while there is no stream.
@@ -18,7 +18,10 @@ from typing import Final
 
 PROBE_MS: Final = 250
 SILENT_MS: Final = 2 * PROBE_MS
-GIVEN_UP_MS: Final = 2_000
+DEAD_STREAM_MS: Final = 2_000
+# Longer than a lease: whoever is dead was fenced by then, and its users have their next
+# manager here. What is left is the node that only this edge can't reach.
+GIVEN_UP_MS: Final = 7_000
 MOST_STEP_MS: Final = PROBE_MS * 3 // 2
 
 
@@ -114,8 +117,8 @@ class Reach:
         self.proven = False
         what = "the stream carries nothing" if self._open else "no stream can be opened"
         effects: list[Effect] = [Suspect(f"{what} for {self.silent_ms} ms")]
+        if self._open and self._stream_ms >= DEAD_STREAM_MS:
+            effects.append(CloseStream())
         if self.given_up:
-            if self._open and self._stream_ms >= GIVEN_UP_MS:
-                effects.append(CloseStream())
             effects.append(GiveUp())
         return effects
