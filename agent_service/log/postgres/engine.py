@@ -1,0 +1,339 @@
+"""The event log in PostgreSQL: any number of log processes on one database.
+
+Guarantees: an outcome is released only after its transaction is committed
+(synchronous_commit on); who may write is decided by the database, under the lock of the
+user's row, whichever process asks; a group whose answer was lost is sent again unchanged and
+recognised. While the database is away everything waits, and `away` says why.
+
+What waits travels together: `writers` lanes take it in turn, each with a connection of
+its own and one group under way, so that an idle log adds no latency and a busy one shares its
+commits. Reads have their own connections (`reader.py`).
+"""
+
+import asyncio
+import logging
+import random
+import time
+from asyncio import Future
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import asyncpg
+
+from agent_service.core.journal import Append, AppendOutcome, Seal, SealOutcome
+from agent_service.log.counting import CommitCounter
+from agent_service.log.memory import new_stream_id
+from agent_service.log.port import (
+    EventPage,
+    LogFailed,
+    LogFull,
+    LogSummary,
+    OpenRunPage,
+    ReadRange,
+    ThreadSummary,
+)
+from agent_service.log.postgres import groups
+from agent_service.log.postgres.connecting import Database, check_server, is_passing, mistake
+from agent_service.log.postgres.migrations import SLOTS
+from agent_service.log.postgres.migrator import migrate
+from agent_service.log.postgres.reader import PostgresReader
+from agent_service.log.rules import MOST_WAITING, check_append, check_seal
+from agent_service.log.writer import Group, Operation, Outcome
+from steward.model.keys import UserKey
+from steward.telemetry.catalog import LogMetrics
+from steward.telemetry.logs import fields
+
+MOST_GROUP_BYTES = 8 * 1024 * 1024
+GROUP_S = 10.0
+"""The longest that a group is waited for; then its connection is given up, and it is sent again."""
+FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.05, 1.0
+CLOSE_S = 5.0
+
+_logger = logging.getLogger("steward.log")
+
+Done = Callable[[Sequence[Outcome] | LogFailed], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Operations that were submitted together, their bytes, and whom to tell the outcomes."""
+
+    operations: Sequence[Operation]
+    size: int
+    done: Done
+
+
+class PostgresLog:
+    """The `EventLog` port over a PostgreSQL database. One event loop; `open` before all else."""
+
+    def __init__(
+        self,
+        database: Database,
+        metrics: LogMetrics,
+        *,
+        commit_appends: int = 1000,
+        writers: int = 2,
+        readers: int = 4,
+    ) -> None:
+        self._database = database
+        self._counter = CommitCounter(metrics)
+        self._commit_appends = commit_appends
+        self._writers = writers
+        self._reader = PostgresReader(database, readers)
+        self._queue: deque[_Work] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._waiting = 0
+        self._futures: set[Future[Outcome]] = set()
+        self._lanes: list[asyncio.Task[None]] = []
+        self._closed = False
+        self._failure: LogFailed | None = None
+        self._failed = asyncio.Event()
+        self.log_id = ""
+        self.away: str | None = "the event log's database has not answered yet"
+
+    async def open(self) -> None:
+        """Wait for the database, bring its tables up to date, start the lanes.
+
+        Raises EnvironmentUnusable for a database, role or URL that can't be used.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                connection = await self._database.connect()
+                break
+            except Exception as error:
+                wrong = mistake(error)
+                if wrong is not None:
+                    raise wrong from None
+                if not is_passing(error):
+                    raise
+                self._is_away(error)
+            await backoff.pause()
+        try:
+            await check_server(connection)
+            self.log_id = await migrate(connection)
+        finally:
+            connection.terminate()
+        self.away = None
+        self._lanes = [asyncio.create_task(self._lane()) for _ in range(self._writers)]
+
+    def submit(self, operations: Sequence[Operation], size: int, done: Done) -> None:
+        """Queue operations, checked before, that carry `size` bytes. `done` runs on the loop.
+
+        Raises LogFull.
+        """
+        if self._failure is not None:
+            asyncio.get_running_loop().call_soon(done, self._failure)
+            return
+        if self._closed:
+            raise RuntimeError("the event log is closed")
+        if self._waiting + len(operations) > MOST_WAITING:
+            raise LogFull(f"{self._waiting} operations wait")
+        self._waiting += len(operations)
+        self._idle.clear()
+        self._queue.append(_Work(operations, size, done))
+        self._wake.set()
+
+    def append(self, append: Append) -> "Future[AppendOutcome]":
+        """Start a fenced append. As in the port."""
+        return cast("Future[AppendOutcome]", self._start(append, check_append(append)))
+
+    async def seal(self, seal: Seal) -> SealOutcome:
+        """Raise the fence and read the start, atomically. As in the port."""
+        check_seal(seal)
+        return cast(SealOutcome, await self._start(seal, 0))
+
+    def _start(self, operation: Operation, size: int) -> "Future[Outcome]":
+        future: Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def done(outcomes: Sequence[Outcome] | LogFailed) -> None:
+            self._futures.discard(future)
+            if future.done():
+                return
+            if isinstance(outcomes, LogFailed):
+                future.set_exception(outcomes)
+            else:
+                future.set_result(outcomes[0])
+
+        self.submit((operation,), size, done)
+        self._futures.add(future)
+        return future
+
+    async def read(self, user: UserKey, wanted: ReadRange) -> EventPage:
+        """Stored events. As in the port."""
+        return await self._reader.events(user, wanted)
+
+    async def threads(
+        self, user: UserKey, limit: int, page: str
+    ) -> tuple[list[ThreadSummary], str]:
+        """A page of threads, newest first. As in the port."""
+        return await self._reader.threads(user, limit, page)
+
+    async def open_runs(self, after: UserKey | None, limit: int) -> OpenRunPage:
+        """A page of the users who have an open run. As in the port."""
+        return await self._reader.open_runs(after, limit)
+
+    async def describe(self) -> LogSummary:
+        """Totals, for operators."""
+        return await self._reader.summary(self.log_id)
+
+    async def failed(self) -> LogFailed:
+        """Returns when the engine failed for good."""
+        await self._failed.wait()
+        assert self._failure is not None
+        return self._failure
+
+    async def close(self) -> None:
+        """Commit what waits, if the database answers within a bound. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                if self._lanes:
+                    await self._idle.wait()
+        except TimeoutError:
+            _logger.warning("event log closed with writes that had no answer")
+        for lane in self._lanes:
+            lane.cancel()
+        if self._lanes:
+            await asyncio.wait(self._lanes)
+        for future in list(self._futures):
+            future.cancel()
+        await self._reader.close()
+
+    # ---- the lanes
+
+    async def _lane(self) -> None:
+        """Take what waits and commit it, one group after another."""
+        connection: asyncpg.Connection | None = None
+        try:
+            while True:
+                works = await self._take()
+                operations = [operation for work in works for operation in work.operations]
+                backoff = Backoff()
+                began = time.perf_counter()
+                while True:
+                    try:
+                        if connection is None:
+                            connection = await self._database.connect()
+                        async with asyncio.timeout(GROUP_S):
+                            group = await self._commit(connection, operations)
+                        break
+                    except Exception as error:
+                        # What became of it is unknown; it is asked again as it is.
+                        if connection is not None:
+                            connection.terminate()
+                            connection = None
+                        if not is_passing(error):
+                            self._fail(error, works)
+                            return
+                        self._is_away(error)
+                    await backoff.pause()
+                self.away = None
+                self._counter.count(operations, group, time.perf_counter() - began)
+                self._deliver(works, group)
+        finally:
+            if connection is not None:
+                connection.terminate()
+
+    async def _take(self) -> list[_Work]:
+        """What waits, within the bounds of one group; waits for the first."""
+        while not self._queue:
+            self._wake.clear()
+            await self._wake.wait()
+        works: list[_Work] = []
+        number = size = 0
+        while self._queue and number < self._commit_appends and size < MOST_GROUP_BYTES:
+            work = self._queue.popleft()
+            works.append(work)
+            number += len(work.operations)
+            size += work.size
+        return works
+
+    async def _commit(
+        self, connection: asyncpg.Connection, operations: Sequence[Operation]
+    ) -> Group:
+        """Make the operations durable, in order; the same ones may have been tried before."""
+        outcomes: list[Outcome | None] = [None] * len(operations)
+        events = repeated = 0
+        slot = random.randrange(SLOTS)
+        for indexes in groups.rounds(operations):
+            seals = [(i, op) for i in indexes if isinstance(op := operations[i], Seal)]
+            if seals:
+                asked = groups.seal_arguments(
+                    [seal for _, seal in seals], [new_stream_id() for _ in seals]
+                )
+                rows = await self._ask(connection, groups.SEAL, slot, asked)
+                found = groups.seal_outcomes(len(seals), rows)
+                for (index, _), sealed in zip(seals, found, strict=True):
+                    outcomes[index] = sealed
+            appends = [(i, op) for i in indexes if isinstance(op := operations[i], Append)]
+            if appends:
+                asked = groups.append_arguments([append for _, append in appends])
+                rows = await self._ask(connection, groups.APPEND, slot, asked)
+                done, verdicts = groups.append_outcomes(rows)
+                for (index, append), outcome, verdict in zip(appends, done, verdicts, strict=True):
+                    outcomes[index] = outcome
+                    events += len(append.events) if verdict == groups.WRITTEN else 0
+                    repeated += verdict == groups.REPEATED
+        return Group(cast("list[Outcome]", outcomes), events, repeated)
+
+    async def _ask(
+        self, connection: asyncpg.Connection, sql: str, slot: int, arguments: list[Any]
+    ) -> list[Any]:
+        """One statement, which is one transaction."""
+        if not self._database.pooled:
+            return cast("list[Any]", await connection.fetch(sql, slot, *arguments))
+        # A pooler keeps us on one session for a transaction only: what is prepared must stay there.
+        async with connection.transaction():
+            return cast("list[Any]", await connection.fetch(sql, slot, *arguments))
+
+    def _deliver(self, works: list[_Work], group: Group) -> None:
+        at = 0
+        for work in works:
+            end = at + len(work.operations)
+            self._settle(work, group.outcomes[at:end])
+            at = end
+
+    def _settle(self, work: _Work, outcomes: Sequence[Outcome] | LogFailed) -> None:
+        self._waiting -= len(work.operations)
+        if not self._waiting:
+            self._idle.set()
+        work.done(outcomes)
+
+    def _is_away(self, error: BaseException) -> None:
+        what = str(error) or type(error).__name__
+        if self.away is None or not self.log_id:
+            _logger.warning("the event log's database is out of reach", extra=fields(why=what))
+        self.away = f"the event log's database is out of reach: {what}"
+
+    def _fail(self, error: Exception, works: list[_Work]) -> None:
+        """Whatever it was, this program and that database don't fit: the process has to end."""
+        if self._failure is None:
+            _logger.critical("event log failed for good: %s", error)
+            self._failure = LogFailed(f"event log failed: {error}")
+            self._failed.set()
+        for work in [*works, *self._queue]:
+            self._settle(work, self._failure)
+        self._queue.clear()
+
+
+class Backoff:
+    """Growing pauses with jitter, for a peer that is away."""
+
+    def __init__(self) -> None:
+        self._next_s = FIRST_BACKOFF_S
+
+    async def pause(self) -> None:
+        await asyncio.sleep(self._next_s * random.uniform(0.5, 1))
+        self._next_s = min(2 * self._next_s, MOST_BACKOFF_S)
+
+
+def postgres_url(store: str) -> bool:
+    """Whether a `log.store` setting names a PostgreSQL database."""
+    return store.startswith(("postgresql://", "postgres://"))

@@ -1,0 +1,391 @@
+"""What only the PostgreSQL log can get wrong: tenants, races of processes, outages, upgrades."""
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from prometheus_client import CollectorRegistry
+
+from agent_service.core.journal import (
+    Append,
+    Committed,
+    Conflict,
+    Fenced,
+    Record,
+    RecordKind,
+    Seal,
+    Sealed,
+    StoredEvent,
+)
+from agent_service.log.port import ReadRange
+from agent_service.log.postgres import engine, reader
+from agent_service.log.postgres.connecting import Database
+from agent_service.log.postgres.engine import PostgresLog
+from agent_service.log.postgres.migrations import MIGRATIONS
+from agent_service.log.postgres.texts import original, stored
+from steward.errors import Reason, StewardError
+from steward.model.keys import Epoch, Sequence, UserKey
+from steward.runtime.service import EnvironmentUnusable
+from steward.telemetry.catalog import LogMetrics
+from steward.testing.postgres import PostgresServer
+from steward.testing.proxy import CutProxy
+from steward.testing.waiting import eventually
+
+pytestmark = pytest.mark.asyncio
+
+ALICE = UserKey("default", "alice")
+WAIT_S = 30.0
+
+
+def make_log(url: str, **options: Any) -> PostgresLog:
+    return PostgresLog(Database(url), LogMetrics(CollectorRegistry()), **options)
+
+
+@pytest_asyncio.fixture
+async def database(postgres_server: PostgresServer) -> AsyncIterator[str]:
+    name = await postgres_server.make_database()
+    yield name
+    await postgres_server.drop_database(name)
+
+
+@pytest_asyncio.fixture
+async def log(postgres_server: PostgresServer, database: str) -> AsyncIterator[PostgresLog]:
+    log = make_log(postgres_server.url(database))
+    await log.open()
+    yield log
+    await log.close()
+
+
+@pytest.fixture
+def own_server() -> Iterator[PostgresServer]:
+    """A server that the test may kill."""
+    server = PostgresServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+def append(seal: Seal, number: int, first: int, *texts: str) -> Append:
+    events = tuple(StoredEvent(text.encode(), "main") for text in texts)
+    return Append(seal.user, seal.epoch, number, Sequence(first), events, ())
+
+
+async def texts(log: PostgresLog, user: UserKey = ALICE) -> list[str]:
+    found: list[str] = []
+    while True:
+        page = await log.read(user, ReadRange(after=len(found), limit=1000))
+        found += [payload.decode() for payload in page.events]
+        if not page.more:
+            return found
+
+
+# ---- setting up
+
+
+async def test_a_role_that_row_security_does_not_bind_is_refused(
+    postgres_server: PostgresServer, database: str
+) -> None:
+    log = make_log(postgres_server.url(database, role="postgres"))
+    with pytest.raises(EnvironmentUnusable, match="row-level security"):
+        await log.open()
+    await log.close()
+
+
+async def test_a_database_that_is_not_there_is_named(postgres_server: PostgresServer) -> None:
+    log = make_log(postgres_server.url("nowhere"))
+    with pytest.raises(EnvironmentUnusable, match="nowhere"):
+        await log.open()
+    await log.close()
+
+
+async def test_processes_that_start_together_migrate_once(
+    postgres_server: PostgresServer, database: str
+) -> None:
+    logs = [make_log(postgres_server.url(database)) for _ in range(4)]
+    await asyncio.gather(*(log.open() for log in logs))
+    assert len({log.log_id for log in logs}) == 1
+    connection = await asyncpg.connect(postgres_server.url(database))
+    rows = await connection.fetch("SELECT number FROM steward.version")
+    await connection.close()
+    assert [row["number"] for row in rows] == list(range(1, len(MIGRATIONS) + 1))
+    await asyncio.gather(*(log.close() for log in logs))
+
+
+async def test_a_database_of_a_newer_program_is_refused(
+    postgres_server: PostgresServer, database: str, log: PostgresLog
+) -> None:
+    connection = await asyncpg.connect(postgres_server.url(database))
+    await connection.execute("INSERT INTO steward.version VALUES (1000)")
+    await connection.close()
+    late = make_log(postgres_server.url(database))
+    with pytest.raises(EnvironmentUnusable, match="newer program"):
+        await late.open()
+    await late.close()
+
+
+async def test_a_database_that_is_away_at_the_start_is_waited_for(
+    own_server: PostgresServer,
+) -> None:
+    name = await own_server.make_database()
+    own_server.end()
+    log = make_log(own_server.url(name))
+    opening = asyncio.create_task(log.open())
+    await eventually(lambda: "out of reach" in (log.away or ""), "it says why")
+    assert not opening.done()
+    await asyncio.to_thread(own_server.start)
+    async with asyncio.timeout(WAIT_S):
+        await opening
+    assert log.away is None
+    await log.close()
+
+
+# ---- tenants
+
+
+async def test_no_query_sees_a_tenant_that_its_transaction_did_not_name(
+    postgres_server: PostgresServer, database: str, log: PostgresLog
+) -> None:
+    record = Record(RecordKind.STATE, "state", b"{}")
+    thread = Record(RecordKind.THREAD, "main", b'{"sequence": 1, "title": "t"}')
+    for tenant in ("acme", "globex"):
+        seal = Seal(UserKey(tenant, "bob"), Epoch(1), "a")
+        await log.seal(seal)
+        event = StoredEvent(tenant.encode(), "main")
+        await log.append(Append(seal.user, Epoch(1), 1, Sequence(1), (event,), (record, thread)))
+    connection = await asyncpg.connect(postgres_server.url(database))
+    tables = ("stream", "chunk", "record", "thread")
+
+    async def seen(table: str) -> set[str]:
+        return {row[0] for row in await connection.fetch(f"SELECT tenant FROM steward.{table}")}
+
+    for table in tables:
+        assert await seen(table) == set(), "nothing was named"
+    async with connection.transaction():
+        await connection.execute("SET LOCAL steward.tenants = '{acme}'")
+        for table in tables:
+            assert await seen(table) == {"acme"}
+            parts = [await seen(f"{table}_{part}") for part in range(8)]
+            assert parts == [set()] * 8, "not even past the parent"
+        assert await connection.execute("DELETE FROM steward.record") == "DELETE 1"
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        async with connection.transaction():
+            await connection.execute("SET LOCAL steward.tenants = '{acme}'")
+            await connection.execute("UPDATE steward.stream SET tenant = 'globex'")
+    await connection.close()
+    assert (await log.read(UserKey("globex", "bob"), ReadRange())).events == (b"globex",)
+
+
+async def test_any_text_comes_back_from_a_column() -> None:
+    alphabet = ["\0", "\\", "0", "a", "\\0"]
+    rng = random.Random(1)
+    seen: dict[str, str] = {}
+    for _ in range(5000):
+        text = "".join(rng.choices(alphabet, k=rng.randrange(6)))
+        kept = stored(text)
+        assert "\0" not in kept and original(kept) == text
+        assert seen.setdefault(kept, text) == text
+
+
+# ---- races of processes
+
+
+async def test_of_two_processes_that_write_for_one_user_the_higher_epoch_has_the_last_word(
+    postgres_server: PostgresServer, database: str, log: PostgresLog
+) -> None:
+    other = make_log(postgres_server.url(database))
+    await other.open()
+    user = UserKey("default", "raced")
+    committed: list[tuple[int, int, str]] = []
+
+    async def manager(engine: PostgresLog, epoch: int) -> None:
+        """Seal, then write until somebody with a higher epoch stops it."""
+        seal = Seal(user, Epoch(epoch), f"m{epoch}")
+        sealed = await engine.seal(seal)
+        if isinstance(sealed, Fenced):
+            return
+        following = int(sealed.next_sequence)
+        for number in range(1, 40):
+            text = f"{epoch}.{number}"
+            outcome = await engine.append(append(seal, number, following, text))
+            assert not isinstance(outcome, Conflict), "the fence is met before a conflict"
+            if isinstance(outcome, Fenced):
+                assert outcome.fence > epoch
+                return
+            committed.append((following, epoch, text))
+            following = int(outcome.next_sequence)
+
+    managers = [manager(log if n % 2 else other, n) for n in range(1, 25)]
+    random.Random(7).shuffle(managers)
+    await asyncio.gather(*managers)
+    await other.close()
+    found = await texts(log, user)
+    committed.sort()
+    assert found == [text for _, _, text in committed]
+    assert [sequence for sequence, _, _ in committed] == list(range(1, len(found) + 1))
+    epochs = [epoch for _, epoch, _ in committed]
+    assert epochs == sorted(epochs) and epochs[-1] == 24
+
+
+async def test_the_same_append_from_two_processes_is_written_once(
+    postgres_server: PostgresServer, database: str, log: PostgresLog
+) -> None:
+    other = make_log(postgres_server.url(database))
+    await other.open()
+    for round_ in range(30):
+        seal = Seal(UserKey("default", f"u{round_}"), Epoch(1), "a")
+        await log.seal(seal)
+        one = append(seal, 1, 1, "once")
+        outcomes = await asyncio.gather(log.append(one), other.append(one))
+        assert outcomes == [Committed(Sequence(2))] * 2
+        assert await texts(log, seal.user) == ["once"]
+    await other.close()
+    assert (await log.describe()).events == 30
+
+
+async def test_groups_that_hold_the_same_users_never_wait_for_each_other_for_ever(
+    postgres_server: PostgresServer, database: str, log: PostgresLog
+) -> None:
+    other = make_log(postgres_server.url(database))
+    await other.open()
+    users = [UserKey("default", f"u{n}") for n in range(40)]
+    for round_ in range(1, 6):
+        calls = []
+        for side, name in ((log, "left"), (other, "right")):
+            order = list(users)
+            random.Random(f"{round_}{name}").shuffle(order)
+            calls += [side.seal(Seal(user, Epoch(round_), name)) for user in order]
+        async with asyncio.timeout(WAIT_S):
+            outcomes = await asyncio.gather(*calls)
+        assert sum(isinstance(outcome, Sealed) for outcome in outcomes) == len(users)
+    await other.close()
+
+
+# ---- outages
+
+
+class Load:
+    """Managers that write one event after another, whatever the database does."""
+
+    def __init__(self, log: PostgresLog, users: int) -> None:
+        self._log = log
+        self.users = [UserKey("default", f"user-{n}") for n in range(users)]
+        self.acknowledged = dict.fromkeys(self.users, 0)
+        self._stop = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        for user in self.users:
+            await self._log.seal(Seal(user, Epoch(1), "load"))
+        self._tasks = [asyncio.create_task(self._write(user)) for user in self.users]
+
+    async def _write(self, user: UserKey) -> None:
+        seal = Seal(user, Epoch(1), "load")
+        number = 0
+        while not self._stop:
+            number += 1
+            outcome = await self._log.append(append(seal, number, number, f"{user.user}:{number}"))
+            assert outcome == Committed(Sequence(number + 1))
+            self.acknowledged[user] = number
+
+    @property
+    def total(self) -> int:
+        return sum(self.acknowledged.values())
+
+    async def more(self, number: int = 50) -> None:
+        """Wait until so many further appends were acknowledged."""
+        goal = self.total + number
+        await eventually(lambda: self.total >= goal, "writes go on", WAIT_S)
+
+    async def lost_or_repeated(self) -> list[UserKey]:
+        """Stop writing; whose events are not what was acknowledged, each once and in order."""
+        self._stop = True
+        async with asyncio.timeout(WAIT_S):
+            await asyncio.gather(*self._tasks)
+        return [
+            user
+            for user, number in self.acknowledged.items()
+            if await texts(self._log, user) != [f"{user.user}:{n}" for n in range(1, number + 1)]
+        ]
+
+
+async def test_a_killed_server_that_comes_back_loses_and_repeats_nothing(
+    own_server: PostgresServer,
+) -> None:
+    log = make_log(own_server.url(await own_server.make_database()))
+    await log.open()
+    load = Load(log, 20)
+    await load.start()
+    for _ in range(3):
+        await load.more()
+        await asyncio.to_thread(own_server.kill)
+        await eventually(lambda: log.away, "it says that it is away", WAIT_S)
+        with pytest.raises(StewardError) as refused:
+            await log.read(ALICE, ReadRange())
+        assert refused.value.reason is Reason.STORE_UNAVAILABLE
+        await asyncio.to_thread(own_server.start)
+        await load.more()
+        assert log.away is None
+    assert await load.lost_or_repeated() == []
+    await log.close()
+
+
+async def test_a_server_that_stood_still_loses_and_repeats_nothing(
+    own_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "GROUP_S", 0.5)
+    log = make_log(own_server.url(await own_server.make_database()))
+    await log.open()
+    load = Load(log, 20)
+    await load.start()
+    await load.more()
+    own_server.signal(signal.SIGSTOP)
+    await eventually(lambda: log.away, "it is given up", WAIT_S)
+    own_server.signal(signal.SIGCONT)
+    await load.more()
+    assert await load.lost_or_repeated() == []
+    await log.close()
+
+
+async def test_an_answer_that_was_lost_is_asked_for_again_and_not_written_twice(
+    postgres_server: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "GROUP_S", 0.3)
+    monkeypatch.setattr(reader, "READ_S", 1.0)
+    async with CutProxy(f"127.0.0.1:{postgres_server.port}") as proxy:
+        port = int(proxy.address.rpartition(":")[2])
+        log = make_log(postgres_server.url(database, port=port))
+        await log.open()
+        load = Load(log, 20)
+        await load.start()
+        for _ in range(4):
+            await load.more()
+            proxy.cut()
+            await eventually(lambda: log.away, "nothing comes back", WAIT_S)
+            with pytest.raises(StewardError):
+                await log.read(ALICE, ReadRange())
+            await proxy.break_off()
+            proxy.mend()
+            await load.more()
+        assert await load.lost_or_repeated() == []
+        await log.close()
+
+
+async def test_writes_without_an_answer_at_the_end_are_cancelled_and_not_guessed(
+    own_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "CLOSE_S", 0.2)
+    log = make_log(own_server.url(await own_server.make_database()))
+    await log.open()
+    seal = Seal(ALICE, Epoch(1), "a")
+    await log.seal(seal)
+    own_server.kill()
+    waiting = log.append(append(seal, 1, 1, "x"))
+    await eventually(lambda: log.away, "the server is away", WAIT_S)
+    await log.close()
+    await log.close()
+    assert waiting.cancelled()
