@@ -262,9 +262,7 @@ async def test_websocket_handshake_race_condition_prevention(
 
     async def rush(number: int, token: str) -> tuple[Tab, list[str]]:
         # From the first event on: the runs of an early tab may end before a late one is attached.
-        tab = await open_tab(
-            http, stage.urls[number % len(stage.urls)], token, wait=False, after=0
-        )
+        tab = await open_tab(http, stage.urls[number % len(stage.urls)], token, wait=False, after=0)
         ids = [new_id() for _ in range(2)]
         await tab.socket.send_json({"type": "ping", "t": number})
         for id in ids:
