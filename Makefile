@@ -4,6 +4,9 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PROTOS := $(wildcard protos/steward/v1/*.proto)
 SERVICE_PROTOS := $(wildcard protos/steward/v1/*_service.proto)
+BENCH_VENV := .venv-bench
+PEERS  := tests/load/peers
+ETCDPB := registry_service/store/etcdpb
 # For `make run ARGS="--port 8090"` and `make test ARGS="tests/unit -k epoch"`.
 ARGS   ?=
 # For `make simulate SEED=7 N=1 TRACE=1 WITHOUT=fence`.
@@ -32,10 +35,14 @@ steward/v1/.made: $(PROTOS) $(VENV)/.made
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I protos --grpc_python_out=. --mypy_grpc_out=quiet:. $(SERVICE_PROTOS)
 	@touch $@
 
-.PHONY: env proto run test lint format lock bench failover rolling simulate model clean
-env: $(VENV)/.made steward/v1/.made ## Make the environment in .venv from the lock files
+$(ETCDPB)/.made: protos/etcd/steward_etcd.proto $(VENV)/.made
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I protos/etcd --python_out=$(ETCDPB) --mypy_out=quiet:$(ETCDPB) $<
+	@touch $@
 
-proto: steward/v1/.made ## Generate steward/v1 from protos/
+.PHONY: env proto run test lint format lock peers bench failover rolling simulate model clean
+env: $(VENV)/.made steward/v1/.made $(ETCDPB)/.made ## Make the environment in .venv from the lock files
+
+proto: steward/v1/.made $(ETCDPB)/.made ## Generate code from protos/
 
 run: env ## Start the whole cluster on this machine
 	@exec $(VENV)/bin/steward up $(ARGS)
@@ -56,8 +63,21 @@ format: env ## Format the code
 simulate: env ## Play seeds of the simulation: SEED=first N=how many WITHOUT=guard
 	$(PY) -m steward.testing --seed $(SEED) --count $(N) $(if $(TRACE),--trace) $(if $(WITHOUT),--without $(WITHOUT))
 
-bench: env ## Measure latency and throughput on this machine
-	$(PY) -m tests.load.bench $(ARGS)
+# What an edge is compared with. Nothing of it is ever part of the product or of its tests.
+$(BENCH_VENV)/.made: requirements-bench.lock
+	$(PYTHON) -m venv --without-pip $(BENCH_VENV)
+	$(PYTHON) -m pip --python $(BENCH_VENV)/bin/python install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-bench.lock
+	@touch $@
+
+$(PEERS)/node_modules/.made: $(PEERS)/package-lock.json $(PEERS)/.npmrc
+	cd $(PEERS) && npm ci --ignore-scripts --no-progress
+	@touch $@
+
+peers: $(BENCH_VENV)/.made $(PEERS)/node_modules/.made ## Install what `make bench` compares with
+
+bench: env ## Measure everything on this machine: ARGS=--quick
+	@$(MAKE) --no-print-directory --keep-going peers || echo "steward: a peer can't be installed; the table will say which" >&2
+	@$(PY) -m tests.load.bench $(ARGS)
 
 failover: env ## Kill nodes under load and measure the pause: ARGS="--kills 200"
 	$(PY) -m tests.load.failover $(ARGS)
@@ -71,8 +91,10 @@ model: ## Check the model of ownership with SPIN
 lock: $(VENV)/.made ## Resolve the lock files anew
 	$(VENV)/bin/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --output-file requirements.lock pyproject.toml
 	$(VENV)/bin/pip-compile --quiet --strip-extras --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --constraint requirements.lock --extra dev --output-file requirements-dev.lock pyproject.toml
+	$(VENV)/bin/pip-compile --quiet --strip-extras --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --constraint requirements.lock --extra bench --output-file requirements-bench.lock pyproject.toml
+	cd $(PEERS) && npm install --package-lock-only --no-progress
 
 clean: ## Remove the environment, generated code and caches
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find steward/v1 -type f ! -name __init__.py -delete
+	rm -rf $(VENV) $(BENCH_VENV) $(PEERS)/node_modules build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find steward/v1 $(ETCDPB) -type f ! -name __init__.py -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -22,6 +22,7 @@ from agent_service.host.ports import EdgeAnswer
 from agent_service.log import convert as log_convert
 from agent_service.log.port import EventLog
 from steward.errors import Reason, StewardError
+from steward.model.deliveries import HEAD, encode_texts, user_check
 from steward.model.keys import EdgeId, Epoch, NodeIncarnation, UserKey
 from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
 from steward.rpc.roles import Role
@@ -55,7 +56,22 @@ class Probe:
         return 10
 
 
-Item = pb.Answer | pb.Delivery | Probe
+class Packed(NamedTuple):
+    """A delivery on a channel: what goes into its head, and its events as WebSocket frames."""
+
+    channel: int
+    epoch: int
+    first: int
+    events: int
+    check: int
+    frames: bytes
+
+    def ByteSize(self) -> int:
+        """As of the messages that it travels with."""
+        return HEAD.size + len(self.frames)
+
+
+Item = pb.Answer | pb.Delivery | Packed | Probe
 
 
 class EdgeStream:
@@ -65,12 +81,28 @@ class EdgeStream:
         self.edge_id = edge_id
         self.outbox: Outbox[Item] = Outbox()
         self.aborted = False
+        # What the edge calls the users that it is attached to.
+        self._channels: dict[UserKey, int] = {}
+
+    def heard(self, user: UserKey, proto: pb.EdgeCommand) -> None:
+        """A command of the edge came in: an attach may name a channel for the user."""
+        body = proto.WhichOneof("body")
+        if body == "attach" and proto.attach.channel:
+            self._channels[user] = proto.attach.channel
+        elif body in ("attach", "detach"):
+            self._channels.pop(user, None)
 
     def answer(self, user: UserKey, epoch: Epoch, answer: EdgeAnswer, known: Epoch) -> None:
         self._put(convert.answer_to_proto(user, epoch, answer, known))
 
     def deliver(self, user: UserKey, epoch: Epoch, events: Deliver) -> None:
-        self._put(convert.delivery_to_proto(user, epoch, events))
+        channel = self._channels.get(user)
+        if channel is None:
+            self._put(convert.delivery_to_proto(user, epoch, events))
+        else:
+            frames = encode_texts(events.payloads)
+            count = events.last - events.first + 1
+            self._put(Packed(channel, epoch, events.first, count, user_check(user), frames))
 
     def manager_lost(self, user: UserKey, epoch: Epoch, reason: Reason, known: Epoch) -> None:
         lost = pb.ManagerLost(reason=reason.value, known_epoch=known)
@@ -152,6 +184,7 @@ class AgentServicer(AgentServiceServicer):
             await abort(context, StewardError(Reason.STORE_UNAVAILABLE, "the log is silent"))
         except StewardError as error:
             await abort(context, error)
+        self._host.trimmed(user, page.oldest_sequence)
         return log_convert.page_to(page)
 
     async def ListThreads(
@@ -214,6 +247,7 @@ class AgentServicer(AgentServiceServicer):
                     command = convert.command_from_proto(stream.edge_id, proto)
                     if command is not None:
                         user = convert.user_from_proto(proto.user)
+                        stream.heard(user, proto)
                         self._host.command(user, Epoch(proto.epoch), command, proto.traceparent)
         except grpc.RpcError:
             pass  # The edge is gone; the write side ends the same way.
@@ -227,16 +261,48 @@ def batches_of(items: Sequence[Item]) -> Iterator[pb.NodeBatch]:
     A probe is never ahead of what was put before it.
     """
     batch, size = pb.NodeBatch(), 0
+    packed: list[Packed] = []
     for item in items:
         bytes_more = item.ByteSize()
         if size and size + bytes_more > MOST_BYTES_PER_BATCH:
-            yield batch
+            yield _with(batch, packed)
             batch, size = pb.NodeBatch(), 0
-        if isinstance(item, pb.Answer):
+            packed = []
+        if isinstance(item, Packed):
+            packed.append(item)
+        elif isinstance(item, pb.Answer):
             batch.answers.append(item)
         elif isinstance(item, Probe):
             batch.probes.append(item.number)
         else:
             batch.deliveries.append(item)
         size += bytes_more
-    yield batch
+    yield _with(batch, packed)
+
+
+def _with(batch: pb.NodeBatch, packed: list[Packed]) -> pb.NodeBatch:
+    """With these deliveries; what follows each other on one channel as one, with one head."""
+    if not packed:
+        return batch
+    heads: list[bytes] = []
+    frames: list[bytes] = []
+    runs: dict[int, list[Packed]] = {}
+    for item in packed:
+        run = runs.setdefault(item.channel, [])
+        if run and (item.epoch, item.first) != (run[-1].epoch, run[-1].first + run[-1].events):
+            _join(run, heads, frames)
+            run.clear()
+        run.append(item)
+    for run in runs.values():
+        _join(run, heads, frames)
+    batch.heads = b"".join(heads)
+    batch.frames = b"".join(frames)
+    return batch
+
+
+def _join(run: list[Packed], heads: list[bytes], frames: list[bytes]) -> None:
+    channel, epoch, first, _, check, _ = run[0]
+    count = sum(item.events for item in run)
+    parts = [item.frames for item in run]
+    heads.append(HEAD.pack(channel, epoch, first, count, sum(map(len, parts)), check))
+    frames += parts

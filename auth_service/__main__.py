@@ -10,6 +10,9 @@ from prometheus_client import CollectorRegistry
 from auth_service.host import Authority
 from auth_service.server import ALLOWED, AuthServicer
 from auth_service.settings import AuthSettings
+from auth_service.store.port import AuthStore
+from auth_service.store.postgres.connecting import Database
+from auth_service.store.postgres.engine import PostgresAuthStore
 from auth_service.store.sqlite import SqliteAuthStore
 from steward.config.settings import SettingsError, load
 from steward.rpc.factory import make_server
@@ -32,7 +35,7 @@ class AuthProcess:
         self._settings = settings
         self._metrics = AuthMetrics(self.metrics)
         self._lag = LagProbe(self._metrics.loop_lag)
-        self._store: SqliteAuthStore | None = None
+        self._store: AuthStore | None = None
         self._servicer: AuthServicer | None = None
         self._server: grpc.aio.Server | None = None
 
@@ -40,7 +43,7 @@ class AuthProcess:
         settings = self._settings
         control = load_or_create_key(settings.data, CONTROL_KEY)
         user_key = load_or_create_key(settings.data, USER_KEY)
-        store = self._store = SqliteAuthStore(settings.data / "auth.db")
+        store = await self._open_store()
         authority = await Authority.open(
             user_key, store, self._metrics, login_token_ttl_s=settings.login_token_ttl_s
         )
@@ -58,7 +61,19 @@ class AuthProcess:
         self._servicer, self._server = servicer, server
         self._lag.start()
 
+    async def _open_store(self) -> AuthStore:
+        settings = self._settings
+        if not settings.store:
+            self._store = SqliteAuthStore(settings.data / "auth.db")
+            return self._store
+        store = self._store = PostgresAuthStore(Database(settings.store, settings.pooled))
+        await store.open()
+        return store
+
     def unready(self) -> str | None:
+        """Why nobody can be let in now."""
+        if self._store is not None and (why := self._store.unsure()) is not None:
+            return why
         return None if self._server is not None else "starting"
 
     async def failed(self) -> None:

@@ -6,14 +6,15 @@ and the hand-over of the answers happen without giving way to another task, and 
 revocation is noted and pushed likewise: so on one stream an identity that was given
 before a revocation always arrives before it, and none that falls under it arrives after.
 
-Fails closed: without the store no one-use secret is good for anything, and a revocation
-counts before it is stored.
+Fails closed: without the store no one-use secret is good for anything, a revocation counts
+before it is stored, and nobody is let in while one that another process acknowledged may be
+unknown here.
 """
 
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -113,11 +114,13 @@ class Authority:
         login_token_ttl_s: int,
         clock: Clock = wall_ms,
     ) -> "Authority":
-        """An authority that knows all stored revocations."""
-        revocations = Revocations(await store.marks(), MAX_LIFETIME_S * 1000)
-        return cls(
+        """An authority that knows all stored revocations, and learns those of other processes."""
+        revocations = Revocations({}, MAX_LIFETIME_S * 1000)
+        authority = cls(
             key, store, revocations, metrics, login_token_ttl_s=login_token_ttl_s, clock=clock
         )
+        await store.follow(authority._note)
+        return authority
 
     def subscribe(self, push: Push) -> None:
         """Call `push(user, issued_before_ms)` for each relevant revocation, now and from now on."""
@@ -181,11 +184,16 @@ class Authority:
         Raises StewardError(STORE_UNAVAILABLE): then it may not survive a restart.
         """
         mark = self._revocations.next_mark(user, self._clock())
-        self._revocations.note(user, mark)
-        for push in list(self._listeners):
-            push(user, mark)
+        self._note({user: mark})
         await self._apply([Mark(user, mark)])
         return mark
+
+    def _note(self, marks: Mapping[UserKey, int]) -> None:
+        """Let revocations count, and push those that are news."""
+        for user, mark in marks.items():
+            if self._revocations.note(user, mark):
+                for push in list(self._listeners):
+                    push(user, mark)
 
     def _prepare(self, question: Question) -> "_Prepared":
         """Check what needs no store; say what is wanted of it, and how to go on from there."""
@@ -198,7 +206,7 @@ class Authority:
             now = self._clock()
             identity = verify(self._public, question.token, now_ms=now)
             if isinstance(question, CheckToken):
-                return _Prepared(None, lambda _: self._unrevoked(identity))
+                return _Prepared(None, lambda _: self._surely_unrevoked(identity))
             # Checked before as well: a revoked user must not fill the store.
             self._unrevoked(identity)
             ticket = secrets.token_urlsafe(SECRET_BYTES)
@@ -214,6 +222,10 @@ class Authority:
         self._revocations.check(identity.user, identity.issued_at_ms)
         return identity
 
+    def _surely_unrevoked(self, identity: Identity) -> Identity:
+        self._be_sure()
+        return self._unrevoked(identity)
+
     def _let_in(self, digest: bytes, grant: Grant | None, origin: str) -> Identity:
         if grant is None:
             self._used.check(digest)
@@ -228,6 +240,7 @@ class Authority:
         return LoggedIn(token, (now // 1000 + ttl) * 1000)
 
     async def _apply(self, changes: Sequence[Change]) -> list[Grant | None]:
+        self._be_sure()
         try:
             async with asyncio.timeout(STORE_DEADLINE_S):
                 return await self._store.apply(changes, self._clock())
@@ -235,3 +248,10 @@ class Authority:
             raise StewardError(
                 Reason.STORE_UNAVAILABLE, "the auth store does not answer; try again"
             ) from None
+
+    def _be_sure(self) -> None:
+        # Why not is for operators: it may name hosts and roles.
+        if self._store.unsure() is not None:
+            raise StewardError(
+                Reason.STORE_UNAVAILABLE, "the auth store can't be asked right now; try again"
+            )

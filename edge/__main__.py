@@ -5,6 +5,7 @@ import sys
 from typing import NoReturn
 
 from edge.server.service import EdgeService
+from edge.server.workers import EdgeWorkers
 from edge.settings import EdgeSettings
 from steward.config.settings import SettingsError, load
 from steward.runtime.service import run
@@ -19,6 +20,8 @@ def main() -> NoReturn:
     except SettingsError as error:
         print(f"steward: {error}", file=sys.stderr)
         sys.exit(2)
+    if settings.workers > 1:
+        run(lambda: EdgeWorkers(settings, sys.argv[1:]), settings)
     run(lambda: EdgeService(settings), settings)
 
 

@@ -46,6 +46,9 @@ class EdgeSettings(ServiceSettings):
     heartbeat_seconds: float = setting(
         15.0, help="Silence after which a heartbeat is sent; twice that closes with 4007.", unit="s"
     )
+    workers: int = setting(
+        1, help="Processes on the public port, an edge each; limits are those of one process."
+    )
     max_connection_age_s: int = setting(
         0,
         help="Age at which connections are asked to come again (up to a tenth earlier); 0: never.",
@@ -59,6 +62,7 @@ class EdgeSettings(ServiceSettings):
         for name, least, most in (
             ("max_message_bytes", 1024, 16 * 1024 * 1024),
             ("max_connections", 1, 1_000_000),
+            ("workers", 1, 64),
             ("max_connections_per_user", 1, 100_000),
             ("max_write_buffer_bytes", 65_536, 1 << 30),
             ("messages_per_minute", 1, 1_000_000),

@@ -1,5 +1,6 @@
 """`python -m registry_service`: the composition root of the registry."""
 
+import gc
 import logging
 import os
 import sys
@@ -10,13 +11,12 @@ from registry_service.core.registry import Registry
 from registry_service.driver import RegistryDriver
 from registry_service.server import ALLOWED, RegistryServicer
 from registry_service.settings import RegistrySettings
-from registry_service.store.sqlite import SqliteStore
+from registry_service.store.choice import make_store
 from registry_service.uplink import TcpDialer
 from steward.config.settings import SettingsError, load
 from steward.rpc.factory import make_server
 from steward.rpc.keys import CONTROL_KEY, load_or_create_key
 from steward.rpc.roles import RoleVerifier
-from steward.runtime.clock import boot_ms, wall_ms
 from steward.runtime.service import EnvironmentUnusable, run
 from steward.telemetry.catalog import RegistryMetrics
 from steward.telemetry.lag import LagProbe
@@ -27,6 +27,8 @@ from steward.v1 import registry_service_pb2_grpc
 STOP_GRACE_S = 1.0
 # The store's thread takes the interpreter back after each statement: it must not wait 5 ms for it.
 SWITCH_S = 0.0005
+# A batch of placements makes thousands of objects and no cycles: look for those less often.
+COLLECT_AFTER = 50_000
 
 _log = logging.getLogger(__name__)
 
@@ -45,15 +47,10 @@ class RegistryService:
     async def start(self) -> None:
         settings = self._settings
         key = load_or_create_key(settings.data, CONTROL_KEY)
-        store = SqliteStore(
-            settings.data / "registry.db",
-            wall_ms,
-            settings.kept_violations,
-            settings.least_generation,
-        )
+        store, clock = make_store(settings)
         machine = Registry(settings.config())
         self._tracing = make_tracing("registry", settings.id, settings)
-        driver = RegistryDriver(machine, store, TcpDialer(), self._catalog, boot_ms)
+        driver = RegistryDriver(machine, store, TcpDialer(), self._catalog, clock)
         await driver.start()
         self._driver = driver
         servicer = RegistryServicer(driver, settings.cluster, self._catalog, self._tracing)
@@ -71,7 +68,7 @@ class RegistryService:
         self._serving = True
 
     def unready(self) -> str | None:
-        return None if self._serving else "the store is not open yet"
+        return None if self._serving else "the store is not open yet, or another registry has it"
 
     async def failed(self) -> None:
         assert self._driver is not None
@@ -91,6 +88,7 @@ class RegistryService:
 
 def main() -> None:
     sys.setswitchinterval(SWITCH_S)
+    gc.set_threshold(COLLECT_AFTER)
     try:
         settings = load(RegistrySettings, sys.argv[1:], os.environ)
         configure(settings, "registry")

@@ -4,7 +4,7 @@ All that came from outside is checked here: what no honest peer sends raises
 `StewardError(PROTOCOL_VIOLATION)`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from registry_service.core import commands, effects
 from registry_service.core.commands import PeerId
@@ -95,10 +95,16 @@ def queries_in(
 ) -> tuple[commands.UserQuery, ...]:
     if len(proto.users) > MOST_USERS:
         raise violation(f"at most {MOST_USERS} users in one resolve")
-    return tuple(
-        commands.UserQuery(user_in(query.user), epoch_in(query.min_epoch), query.traceparent)
-        for query in proto.users
-    )
+    queries = []
+    # Most users of a request are of one tenant: it is looked at once.
+    tenant = ""
+    for query in proto.users:
+        user = query.user
+        if user.tenant_id != tenant or not tenant:
+            tenant = id_in(user.tenant_id, "tenant_id")
+        key = UserKey(tenant, id_in(user.user_id, "user_id"))
+        queries.append(commands.UserQuery(key, epoch_in(query.min_epoch), query.traceparent))
+    return tuple(queries)
 
 
 def claim_in(hello: registry_service_pb2.NodeHello) -> NodeClaim:
@@ -139,16 +145,6 @@ def node_command(
             return _release_in(peer, request.release)
         case "drain":
             return commands.AnnounceDrain(peer)
-        case "refusal":
-            refusal = request.refusal
-            return commands.ReportRefusal(
-                peer,
-                kind_in(refusal.kind).value,
-                user_in(refusal.user) if refusal.HasField("user") else None,
-                epoch_in(refusal.epoch),
-                clean(refusal.evidence),
-                traceparent_in(refusal.traceparent),
-            )
         case "log_head":
             return commands.ReportLogHead(peer, epoch_in(request.log_head.largest_fence))
         case "adopt":
@@ -210,13 +206,35 @@ def placement_out(placement: Placement) -> placement_pb2.Placement:
     )
 
 
+def _fill_placements(
+    add: Callable[[], placement_pb2.Placement], placements: Iterable[Placement]
+) -> None:
+    """Fill placements in place, as they come in thousands."""
+    for placement in placements:
+        item = add()
+        user = item.user
+        user.tenant_id, user.user_id = placement.user
+        item.epoch = placement.epoch
+        item.node_id = placement.node_id
+        item.node_rev = placement.node_rev
+        item.address = placement.address
+
+
 def resolved_out(
     resolved: effects.ManagersResolved,
 ) -> registry_service_pb2.ResolveManagersResponse:
+    response = registry_service_pb2.ResolveManagersResponse()
+    _fill_resolved(response, resolved)
+    return response
+
+
+def _fill_resolved(
+    response: registry_service_pb2.ResolveManagersResponse, resolved: effects.ManagersResolved
+) -> None:
     """The hot answer: filled in place, since each message made and copied costs a microsecond."""
-    response = registry_service_pb2.ResolveManagersResponse(
-        request_id=resolved.request_id, indexes=resolved.indexes, more=resolved.more
-    )
+    response.request_id = resolved.request_id
+    response.indexes.extend(resolved.indexes)
+    response.more = resolved.more
     add = response.results.add
     for result in resolved.results:
         item = add()
@@ -234,7 +252,6 @@ def resolved_out(
             refusal.reason = result.reason.value
             refusal.message = result.message
             refusal.retry_after_ms = result.retry_after_ms
-    return response
 
 
 def fenced_out(fenced: effects.NodeFenced) -> registry_service_pb2.NodeFenced:
@@ -252,11 +269,10 @@ def node_response(message: effects.Message) -> registry_service_pb2.HoldNodeSess
             renewed = registry_service_pb2.LeaseRenewed(renewal=renewal, ttl_ms=ttl_ms)
             return response(renewed=renewed)
         case effects.PlacementsGranted(placements, activate):
-            granted = registry_service_pb2.PlacementsGranted(
-                placements=[placement_out(placement) for placement in placements],
-                activate=activate,
-            )
-            return response(granted=granted)
+            out = response()
+            out.granted.activate = activate
+            _fill_placements(out.granted.placements.add, placements)
+            return out
         case effects.PlacementsConfirmed(request_id, placements):
             confirmed = registry_service_pb2.PlacementsConfirmed(
                 request_id=request_id,
@@ -297,7 +313,9 @@ def edge_response(message: effects.Message) -> registry_service_pb2.HoldEdgeSess
     response = registry_service_pb2.HoldEdgeSessionResponse
     match message:
         case effects.ManagersResolved():
-            return response(resolved=resolved_out(message))
+            out = response()
+            _fill_resolved(out.resolved, message)
+            return out
         case effects.NodeFenced():
             return response(node_fenced=fenced_out(message))
         case effects.EdgeWelcome(registry_id):
@@ -310,6 +328,11 @@ def edge_response(message: effects.Message) -> registry_service_pb2.HoldEdgeSess
         case effects.EvictSessions(user, cause):
             evicted = registry_service_pb2.UserEvicted(user=user_out(user), cause=cause)
             return response(evicted=evicted)
+        case effects.AskConnections(question, users):
+            asked = registry_service_pb2.AskConnections(
+                question=question, users=[user_out(user) for user in users]
+            )
+            return response(ask_connections=asked)
         case _:
             raise TypeError(f"{type(message).__name__} is no message to an edge")
 

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 from registry_service import convert
+from registry_service.connections import Connections
 from registry_service.core.commands import (
     CloseEdgeSession,
     CloseNodeSession,
@@ -65,6 +66,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
     _SERVICE + "ResolveManagers": frozenset({Role.EDGE, Role.OPERATOR, Role.AGENT}),
     _SERVICE + "FindPlacement": frozenset({Role.OPERATOR}),
     _SERVICE + "DescribeCluster": frozenset({Role.OPERATOR}),
+    _SERVICE + "CountConnections": frozenset({Role.OPERATOR}),
     _SERVICE + "ReportDeath": frozenset({Role.OPERATOR}),
     _SERVICE + "DrainNode": frozenset({Role.OPERATOR}),
     _SERVICE + "FenceNode": frozenset({Role.OPERATOR}),
@@ -142,6 +144,7 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
     ) -> None:
         self._driver = driver
         self._records = Records(driver)
+        self._connections = Connections()
         self._cluster = cluster
         self._resolve_seconds = metrics.resolve_seconds
         self._tracing = tracing
@@ -189,7 +192,10 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         asked: dict[int, float] = {}
         traced: dict[int, tuple[int, list[str]]] = {}
 
-        def command(request: registry_service_pb2.HoldEdgeSessionRequest) -> Command:
+        def command(request: registry_service_pb2.HoldEdgeSessionRequest) -> Command | None:
+            if request.WhichOneof("body") == "connections":
+                self._connections.answered(edge_id, peer, request.connections)
+                return None
             made = convert.edge_command(peer, request)
             if isinstance(made, ResolveManagers):
                 asked[made.request_id] = time.perf_counter()
@@ -208,9 +214,11 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
                         self._tracing.record("registry.resolve", trace, start_ns, {})
             return convert.edge_response(message)
 
+        self._connections.opened(edge_id, peer, stream.deliver)
         try:
             await self._hold(context, stream, command, response)
         finally:
+            self._connections.closed(edge_id, peer)
             self._driver.disconnect(peer)
             self._driver.submit(CloseEdgeSession(peer))
         if stream.error is not None:
@@ -247,7 +255,7 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         self,
         context: Any,
         stream: _Stream,
-        command: Callable[[Request], Command],
+        command: Callable[[Request], Command | None],
         response: Callable[[Message], Response],
     ) -> StreamEnd:
         """Carry a session both ways until one side ends it; returns how."""
@@ -265,12 +273,13 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
             await asyncio.wait({reading})
 
     async def _read(
-        self, context: Any, stream: _Stream, command: Callable[[Request], Command]
+        self, context: Any, stream: _Stream, command: Callable[[Request], Command | None]
     ) -> None:
         """Submit what the peer says; ends the stream when the peer does, or breaks a rule."""
         try:
             while (request := await context.read()) is not grpc.aio.EOF:
-                self._driver.submit(command(request))
+                if (made := command(request)) is not None:
+                    self._driver.submit(made)
         except StewardError as error:
             stream.fail(error)
         finally:
@@ -338,6 +347,11 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
     ) -> registry_service_pb2.DescribeClusterResponse:
         described = await self._ask(context, ClusterDescribed, DescribeCluster)
         return convert.cluster_out(self._cluster, described)
+
+    async def CountConnections(
+        self, request: registry_service_pb2.CountConnectionsRequest, context: Any
+    ) -> registry_service_pb2.CountConnectionsResponse:
+        return await _or_abort(context, self._connections.count(request))
 
     async def ReportDeath(
         self, request: registry_service_pb2.ReportDeathRequest, context: Any

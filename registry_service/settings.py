@@ -1,10 +1,13 @@
 """Settings of the registry: the process, and the numbers that operators may turn."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from registry_service.core.config import RegistryConfig
 from steward.config.settings import ServiceSettings, setting
+
+SQLITE = "sqlite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +15,21 @@ class RegistrySettings(ServiceSettings):
     """`registry.*`; the file of the embedded store is `<data>/registry.db`."""
 
     SECTION: ClassVar[str] = "registry"
+
+    store: str = setting(
+        SQLITE,
+        help="Where placements are kept: `sqlite`, in the data directory, for one registry; or "
+        "`etcd://host:port,host:port,host:port/name`, for any number, of which one serves.",
+    )
+    store_ca: Path | None = setting(
+        None, help="File of the authorities that etcd's certificate is checked with; makes it TLS."
+    )
+    store_cert: Path | None = setting(
+        None, help="File of the certificate that this process shows to etcd; makes it TLS."
+    )
+    store_key: Path | None = setting(None, help="File of the private key of `store_cert`.")
+    store_user: str = setting("", help="User of etcd; empty: no authentication.")
+    store_password: str = setting("", help="Password of `store_user`.", secret=True)
 
     ttl_ms: int = setting(
         5_000, help="Lease of a node: fenced after this long without a renewal.", unit="ms"

@@ -1,6 +1,7 @@
 """What a manager is told: commands of edges, verbs of agents, outcomes of the log."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from agent_service.core.journal import AppendOutcome
 from steward.model.keys import EdgeId, Epoch, RunId, ThreadId
@@ -65,15 +66,13 @@ class AnnounceClient:
     client_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class ApplyVerbs:
+class ApplyVerbs(NamedTuple):
     """What agents of this user asked for, in the order of each run."""
 
     verbs: tuple[Verb, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FinishAppend:
+class FinishAppend(NamedTuple):
     """The log has answered the append that was in flight."""
 
     append_number: int

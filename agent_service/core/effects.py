@@ -1,6 +1,7 @@
 """What a manager asks of its host. Every effect waits for the records that were made before it."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from agent_service.core.journal import Append
 from steward.errors import Reason
@@ -10,16 +11,14 @@ from steward.model.verbs import EventType, Outcome, RunKey, VerbsAcknowledged
 NO_SEQUENCE = Sequence(0)
 
 
-@dataclass(frozen=True, slots=True)
-class WriteAppend:
+class WriteAppend(NamedTuple):
     """Send to the log; answer with `FinishAppend`. `types`: of its events, for counting."""
 
     append: Append
     types: tuple[EventType, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
+class Deliver(NamedTuple):
     """Stored events, consecutive from `first`, for these edges."""
 
     edges: tuple[EdgeId, ...]
@@ -117,8 +116,7 @@ class ObserveMove:
     gap_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class AcknowledgeVerbs:
+class AcknowledgeVerbs(NamedTuple):
     acknowledged: VerbsAcknowledged
 
 

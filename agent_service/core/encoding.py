@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from steward.model.kept_json import kept_json
 from steward.model.keys import Epoch, RunId, Sequence, StreamId, ThreadId
 from steward.model.stamps import StampCache
 from steward.model.verbs import EventType
@@ -30,7 +31,7 @@ def run_envelope(thread_id: ThreadId, run_id: RunId, agent: str, traceparent: st
         orjson.dumps(run_id),
         orjson.dumps(agent),
     )
-    return RunEnvelope(thread_id, head, orjson.dumps(traceparent))
+    return RunEnvelope(thread_id, head, kept_json(traceparent))
 
 
 class EventEncoder:
@@ -39,7 +40,7 @@ class EventEncoder:
     __slots__ = ("_epoch", "_stamps", "_stream", "_suffix")
 
     def __init__(self, stream_id: StreamId, epoch: Epoch) -> None:
-        self._stream = orjson.dumps(stream_id)
+        self._stream = kept_json(stream_id)
         self._epoch = epoch
         self._suffix = f"{epoch:x}-{stream_id[:12]}"
         self._stamps = StampCache()

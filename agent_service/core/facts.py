@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import orjson
 
 from agent_service.core.journal import Record, RecordKind
+from steward.model.kept_json import kept_json
 from steward.model.keys import Epoch, RunId, Sequence, ThreadId
 
 _OWNER_KEY = "owner"
@@ -189,7 +190,7 @@ def fact_of(record: Record) -> Fact:
                 ThreadId(value["thread"]),
                 value["agent"],
                 Sequence(value["sequence"]),
-                orjson.dumps(value["content"]),
+                kept_json(value["content"]),
                 value["trace"],
                 value["started"],
                 value.get("attempt", 1),
@@ -198,7 +199,7 @@ def fact_of(record: Record) -> Fact:
         case RecordKind.CALL:
             return CallOpened(record.key, RunId(value["run"]), value["tool"], value["at"])
         case RecordKind.STEP:
-            return StepRecorded(RunId(value["run"]), value["step"], orjson.dumps(value["value"]))
+            return StepRecorded(RunId(value["run"]), value["step"], kept_json(value["value"]))
         case RecordKind.OWNER:
             return OwnerChanged(
                 value["node"], Epoch(value["epoch"]), value["released"], value.get("at", 0)

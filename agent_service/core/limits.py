@@ -12,11 +12,14 @@ class MessagesPerMinute:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._recent: deque[int] = deque()
+        # Made by the first message: most users of a node are silent, and a deque is 760 bytes.
+        self._recent: deque[int] | None = None
 
     def take(self, now_ms: int) -> int:
         """0 when a message may come now, which counts it; else the milliseconds to wait."""
         recent = self._recent
+        if recent is None:
+            recent = self._recent = deque()
         while recent and recent[0] <= now_ms - MINUTE_MS:
             recent.popleft()
         if len(recent) >= self.limit:

@@ -5,7 +5,7 @@ append that holds the records made before them, and the next append leaves when 
 flight was answered. It numbers appends and events; what they say is the manager's business.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from agent_service.core.effects import Effect, WriteAppend
 from agent_service.core.journal import Append, Record, Sealed, StoredEvent
@@ -16,8 +16,7 @@ FULL_APPEND_BYTES = 2 * 1024 * 1024
 """What would make an append larger waits. The log takes 8 MiB; one step adds at most 3 MiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class Flight:
+class Flight(NamedTuple):
     """The append that the log has not answered yet, and what it releases."""
 
     number: int

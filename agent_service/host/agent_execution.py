@@ -12,7 +12,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from agent_service.host.agent_threads import AgentThreads
 from steward.agent import BlockingRun, Run, RunCancelled
@@ -42,6 +42,16 @@ PATIENCE = 8
 _log = logging.getLogger(__name__)
 
 
+class Waits(Protocol):
+    """Told of each run that waits for the log or for room, and of the end of it."""
+
+    def begin_wait(self) -> None:
+        """What the log has said by now is handed over before this returns."""
+        ...
+
+    def end_wait(self) -> None: ...
+
+
 class AgentExecution:
     """A `RunPort` for one run. All methods are called on the agent loop."""
 
@@ -52,6 +62,7 @@ class AgentExecution:
         threads: AgentThreads,
         tool_threads: AgentThreads,
         put: Callable[[Verb], None],
+        waits: Waits,
     ) -> None:
         self.start = start
         self.key = start.key
@@ -62,6 +73,7 @@ class AgentExecution:
         self._threads = threads
         self._tool_threads = tool_threads
         self._put = put
+        self._waits = waits
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._acknowledged = 0
@@ -84,10 +96,13 @@ class AgentExecution:
         steps: Sequence[tuple[str, bytes]] = (),
     ) -> int:
         size = len(data) + len(state)
-        await self._enter(size + sum(len(value) for _, value in steps), 1 + len(steps))
-        for step_id, value in steps:
-            number = self._take_number(len(value))
-            self._put(RecordStep(self.key, number, step_id, value))
+        if steps:
+            await self._enter(size + sum(len(value) for _, value in steps), 1 + len(steps))
+            for step_id, value in steps:
+                number = self._take_number(len(value))
+                self._put(RecordStep(self.key, number, step_id, value))
+        else:
+            await self._enter(size)
         number = self._take_number(size)
         self._put(EmitEvent(self.key, number, type, data, tool_call_id, state))
         return number
@@ -294,12 +309,15 @@ class AgentExecution:
             _release(waiter)
 
     async def _wait(self, waiter: "asyncio.Future[None]") -> None:
+        self._waits.begin_wait()
         try:
             await waiter
         except asyncio.CancelledError:
             if self.over:
                 raise RunCancelled from None
             raise
+        finally:
+            self._waits.end_wait()
         if self.over:
             raise RunCancelled
 

@@ -15,11 +15,13 @@ import sys
 import threading
 from collections.abc import Callable
 
+import uvloop
+
 from agent_service.host.agent_crossing import Crossing
 from agent_service.host.agent_runs import AgentRuns, CancelRun, Command, RunSilenced
 from agent_service.host.agent_watchdog import AgentWatchdog
 from steward.agent.loading import AgentCatalog
-from steward.model.verbs import RunKey, RunStart, Verb, VerbsAcknowledged
+from steward.model.verbs import EmitEvent, RunKey, RunStart, Verb, VerbsAcknowledged
 from steward.telemetry.catalog import AgentMetrics
 
 CANCEL_GRACE_S = 5.0
@@ -73,17 +75,18 @@ class AgentLoop:
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         host_loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = host_loop.create_future()
-        self._loop = asyncio.new_event_loop()
-        verbs: Crossing[Verb | RunSilenced] = Crossing(host_loop, self._receive)
+        self._loop = uvloop.new_event_loop()
+        self._commands: Crossing[Command] = Crossing(self._loop, self._handle)
+        self._verbs: Crossing[Verb | RunSilenced] = Crossing(host_loop, self._receive)
         self._runs = AgentRuns(
             self._loop,
             self._catalog,
-            verbs.put,
+            self._put,
+            self,
             self._metrics,
             cancel_grace_s=self._cancel_grace_s,
             max_threads=self._max_threads,
         )
-        self._commands: Crossing[Command] = Crossing(self._loop, self._runs.handle)
         self._closing = False
         self._thread = threading.Thread(
             target=self._run_thread, args=(host_loop,), name="agents", daemon=True
@@ -110,8 +113,11 @@ class AgentLoop:
         self._commands.put(CancelRun(key))
 
     def acknowledge(self, acknowledged: list[VerbsAcknowledged]) -> None:
-        """Tell runs what is in the log. Never blocks; unknown runs are ignored."""
-        self._commands.put_all(acknowledged)
+        """Tell runs what is in the log. Never blocks; unknown runs are ignored.
+
+        As long as no run waits for its verbs, this wakes nobody.
+        """
+        self._commands.put_quietly(acknowledged)
 
     async def stop(self, grace_s: float) -> None:
         """Cancel all runs, give their code `grace_s` seconds to end, and end the thread.
@@ -147,6 +153,24 @@ class AgentLoop:
             self._on_verbs(verbs)
 
     # The rest runs in the agent thread.
+
+    def _put(self, item: Verb | RunSilenced) -> None:
+        """What nobody waits for may cross together with what comes next."""
+        if type(item) is EmitEvent and not item.tool_call_id:
+            self._verbs.put_soon(item)
+        else:
+            self._verbs.put(item)
+
+    def _handle(self, commands: list[Command]) -> None:
+        self._runs.handle(commands)
+
+    def begin_wait(self) -> None:
+        """A run waits for the log, or for room: its verbs go now, and answers are wanted."""
+        self._verbs.hurry()
+        self._commands.begin_wait()
+
+    def end_wait(self) -> None:
+        self._commands.end_wait()
 
     def _begin_stop(self, grace_s: float) -> None:
         self._last_task = self._loop.create_task(self._end_loop(grace_s), name="stop agents")

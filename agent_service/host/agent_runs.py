@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from agent_service.host.agent_execution import AgentExecution
+from agent_service.host.agent_execution import AgentExecution, Waits
 from agent_service.host.agent_threads import AgentThreads
 from steward.agent.loading import AgentCatalog
 from steward.model.verbs import RunKey, RunStart, Verb, VerbsAcknowledged
@@ -38,13 +38,14 @@ Command = RunStart | VerbsAcknowledged | CancelRun
 
 
 class AgentRuns:
-    """Runs agents on one event loop. `put` hands verbs to the host."""
+    """Runs agents on one event loop. `put` hands verbs to the host, `waits` hears of who waits."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         catalog: AgentCatalog,
         put: Callable[[Verb | RunSilenced], None],
+        waits: Waits,
         metrics: AgentMetrics,
         *,
         cancel_grace_s: float,
@@ -53,6 +54,7 @@ class AgentRuns:
         self._loop = loop
         self._catalog = catalog
         self._put = put
+        self._waits = waits
         self._abandoned = metrics.abandoned_runs
         self._grace_s = cancel_grace_s
         # Apart, so that plain agents which wait can't keep the tools of others from running.
@@ -99,7 +101,12 @@ class AgentRuns:
             return
         agent = self._catalog.get(start.agent)
         run = AgentExecution(
-            start, agent or self._catalog.default, self._threads, self._tool_threads, self._put
+            start,
+            agent or self._catalog.default,
+            self._threads,
+            self._tool_threads,
+            self._put,
+            self._waits,
         )
         if agent is None:
             run.finish_unknown()

@@ -34,7 +34,7 @@ from agent_service.core.commands import (
 from agent_service.core.effects import EndManager
 from agent_service.core.grants import Grant, GrantBook, GrantRefused
 from agent_service.core.journal import Fenced, Seal
-from agent_service.core.manager import Manager
+from agent_service.core.manager import UNCERTAIN, Manager
 from agent_service.core.policy import ManagerPolicy
 from agent_service.host.activation import Activation, Departure, make_manager
 from agent_service.host.appends import Appends
@@ -204,7 +204,7 @@ class ManagerHost:
         for live in [live for live in self._live.values() if live.user.tenant in tenants]:
             for key in live.active_keys():
                 self._runs.stop(key)
-            self._depart(live.user, live.epoch, Release("the lease is uncertain"))
+            self._depart(live.user, live.epoch, Release(UNCERTAIN))
 
     def lease_certain(self) -> None:
         """The lease is renewed again."""
@@ -262,6 +262,12 @@ class ManagerHost:
             self._activate(user, epoch, command, trace)
         else:
             self._edges.refuse(user, epoch, command, Reason.NODE_DRAINING, NO_EPOCH)
+
+    def trimmed(self, user: UserKey, oldest: int) -> None:
+        """A page of the log showed from where on a user's events are kept."""
+        live = self._live.get(user)
+        if live is not None:
+            live.trimmed(oldest)
 
     def verbs(self, verbs: Sequence[Verb]) -> None:
         """A batch of what agents asked for, over all users, in order per run."""

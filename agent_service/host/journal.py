@@ -9,6 +9,7 @@ import orjson
 from agent_service.core.effects import StartRun
 from agent_service.host.history import read_patiently
 from agent_service.log.port import EventLog, ReadRange
+from steward.model.kept_json import kept_json
 from steward.model.keys import UserKey
 from steward.model.verbs import EventType, JournalEntry, RunJournal
 
@@ -45,7 +46,7 @@ async def read_journal(log: EventLog, user: UserKey, start: StartRun) -> RunJour
             if event["run_id"] != start.key.run_id or event["type"] in _NOT_OF_AN_ATTEMPT:
                 continue
             size += len(payload)
-            entries.append(JournalEntry(EventType(event["type"]), orjson.dumps(event["data"])))
+            entries.append(JournalEntry(EventType(event["type"]), kept_json(event["data"])))
         if len(entries) > MOST_EVENTS or size > MOST_BYTES:
             raise JournalUnreadable("This run has stored more than can be read back.")
         more = page.more and bool(page.sequences)

@@ -11,7 +11,7 @@ from typing import cast
 
 from agent_service.core.journal import AppendOutcome, Record, Sealed, SealOutcome
 from agent_service.log.convert import fill_append_answer, fill_seal_answer
-from agent_service.log.writer import Outcome
+from agent_service.log.port import Outcome
 from steward.v1 import log_service_pb2
 
 MOST_ANSWER_BYTES = 4 * 1024 * 1024

@@ -3,7 +3,8 @@
 from collections import Counter
 
 from agent_service.core.journal import Append, Committed, Conflict, Fenced, Sealed
-from agent_service.log.writer import Group, Operation
+from agent_service.log.port import Operation
+from agent_service.log.writer import Group
 from steward.telemetry.catalog import LogMetrics
 
 STALE_APPEND = "stale_append"

@@ -8,6 +8,7 @@ guess.
 """
 
 from asyncio import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,20 @@ class LogFailed(Exception):
 
 class LogFull(Exception):
     """More appends wait than an adapter holds: somebody has several in flight for one user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """One step of a compaction: events removed, and where the next step goes on (None: done)."""
+
+    removed: int
+    after: int | None
+
+
+Operation = Seal | Append
+Outcome = SealOutcome | AppendOutcome
+Done = Callable[[Sequence[Outcome] | LogFailed], None]
+"""Told the outcomes of operations that were submitted together, in their order; once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,4 +153,47 @@ class EventLog(Protocol):
 
         What has no answer then is cancelled: its outcome is unknown.
         """
+        ...
+
+
+class LogEngine(EventLog, Protocol):
+    """An `EventLog` as the log process drives it: many operations at once, from many nodes."""
+
+    @property
+    def log_id(self) -> str:
+        """Identity of the database, made with it. After `open`."""
+        ...
+
+    @property
+    def away(self) -> str | None:
+        """Why nothing can be written at present; None when all is well."""
+        ...
+
+    async def open(self) -> None:
+        """Open the database; before all else. Waits for one that is out of reach.
+
+        Raises EnvironmentUnusable for one that can't be used as it is.
+        """
+        ...
+
+    def submit(self, operations: Sequence[Operation], size: int, done: Done) -> None:
+        """Queue operations that were checked before and carry `size` bytes. Never blocks.
+
+        `done` runs on the loop. Raises LogFull.
+        """
+        ...
+
+    async def compact(self, before_ms: int, after: int = 0) -> Compaction:
+        """One bounded step of removing events that were written before a wall time.
+
+        A sweep begins with `after` 0 and goes on with the `after` of each step until that is None.
+        Of every user the events of the last append stay, whatever their age, and no event goes
+        before an older one of its user; `oldest_sequence` is raised with it. Records and threads
+        stay. Events may be kept for longer (an engine need not know each one's age exactly), never
+        shorter. Raises StewardError(STORE_UNAVAILABLE), LogFailed.
+        """
+        ...
+
+    async def failed(self) -> LogFailed:
+        """Returns when the engine failed for good."""
         ...

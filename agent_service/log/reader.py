@@ -1,12 +1,14 @@
 """Reads of the event database: each on one snapshot, on a connection that never writes.
 
-A read sees whole groups only and never blocks the writer. Blocking; one thread at a
+A read sees whole groups only and never blocks the writer. What it reads is in the index or in
+the tail, which it takes before its snapshot begins (see `tail.py`). Blocking; one thread at a
 time per connection. Raises sqlite3.Error or `ChunkCorrupt` when the file is damaged.
 """
 
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from agent_service.log.packing import unpack
 from agent_service.log.port import (
@@ -26,6 +28,7 @@ from agent_service.log.rules import (
     parse_page,
     thread_summary,
 )
+from agent_service.log.tail import Tail, TailChunk
 from steward.model.keys import StreamId, UserKey
 
 OPEN_RUNS = (
@@ -35,10 +38,15 @@ OPEN_RUNS = (
 )
 """Kind 2 is RUN."""
 
+SUMMARY = "SELECT events, streams, fence, (SELECT count(*) FROM record WHERE kind = 2) FROM meta"
 
-def read_events(connection: sqlite3.Connection, user: UserKey, wanted: ReadRange) -> EventPage:
+
+def read_events(
+    connection: sqlite3.Connection, tail: Tail, user: UserKey, wanted: ReadRange
+) -> EventPage:
     """A page of one user's events."""
     wanted = bounded(wanted)
+    newest = tail.of(user)
     with _snapshot(connection):
         stream = connection.execute(
             "SELECT id, stream_id, oldest FROM stream WHERE tenant = ? AND user = ?", user
@@ -46,45 +54,78 @@ def read_events(connection: sqlite3.Connection, user: UserKey, wanted: ReadRange
         if stream is None:
             return EventPage(StreamId(""), (), (), 0, 1, False)
         row, stream_id, oldest = stream
-        last = connection.execute(
-            "SELECT first + count - 1 FROM chunk WHERE stream = ? ORDER BY first DESC LIMIT 1",
+        indexed = connection.execute(
+            "SELECT first, chunk FROM chunk_index WHERE stream = ? ORDER BY first DESC LIMIT 1",
             (row,),
         ).fetchone()
-        head = last[0] if last is not None else oldest - 1
-        found = _matching(connection, row, wanted)
+        if indexed is not None:
+            # They may have been indexed between the two looks.
+            newest = tuple(chunk for chunk in newest if chunk.first > indexed[0])
+        head = oldest - 1
+        if newest or indexed is not None:
+            last = newest[-1].id if newest else indexed[1]
+            head = connection.execute(
+                "SELECT first + count - 1 FROM chunk WHERE id = ?", (last,)
+            ).fetchone()[0]
+        wanted = replace(wanted, after=max(wanted.after, oldest - 1))
+        found = _matching(connection, row, newest, wanted)
         return cut_page(found, wanted, StreamId(stream_id), head, oldest)
 
 
 def _matching(
-    connection: sqlite3.Connection, row: int, wanted: ReadRange
+    connection: sqlite3.Connection, row: int, newest: tuple[TailChunk, ...], wanted: ReadRange
 ) -> Iterator[tuple[int, bytes]]:
+    parts = [_indexed(connection, row, wanted), _of_tail(connection, newest, wanted)]
+    if wanted.newest:
+        parts.reverse()
+    for part in parts:
+        for first, count, packed in part:
+            chunk = list(enumerate(unpack(count, packed), first))
+            if wanted.newest:
+                chunk.reverse()
+            for sequence, (payload, conversation) in chunk:
+                if not wanted.after < sequence <= wanted.until:
+                    continue
+                if wanted.conversation and not conversation:
+                    continue
+                yield sequence, payload
+
+
+def _indexed(
+    connection: sqlite3.Connection, row: int, wanted: ReadRange
+) -> Iterator[tuple[int, int, bytes]]:
     # The chunk that holds after + 1 may begin before it.
     sql = (
-        "SELECT first, count, packed FROM chunk WHERE stream = :row AND first <= :until"
-        " AND first >= ifnull((SELECT max(first) FROM chunk"
+        "SELECT i.first, count, packed FROM chunk_index AS i CROSS JOIN chunk ON id = i.chunk"
+        " WHERE i.stream = :row AND i.first <= :until"
+        " AND i.first >= ifnull((SELECT max(first) FROM chunk_index"
         " WHERE stream = :row AND first <= :after + 1), 0)"
     )
     if wanted.thread_id:
-        sql += " AND thread_id = :thread_id"
+        sql += " AND i.thread_id = :thread_id"
     if wanted.conversation:
-        sql += " AND conversation"
-    sql += " ORDER BY first DESC" if wanted.newest else " ORDER BY first"
+        sql += " AND i.conversation"
+    sql += " ORDER BY i.first DESC" if wanted.newest else " ORDER BY i.first"
     values = {
         "row": row,
         "after": wanted.after,
         "until": wanted.until,
         "thread_id": wanted.thread_id,
     }
-    for first, count, packed in connection.execute(sql, values):
-        chunk = list(enumerate(unpack(count, packed), first))
-        if wanted.newest:
-            chunk.reverse()
-        for sequence, (payload, conversation) in chunk:
-            if not wanted.after < sequence <= wanted.until:
-                continue
-            if wanted.conversation and not conversation:
-                continue
-            yield sequence, payload
+    return connection.execute(sql, values)
+
+
+def _of_tail(
+    connection: sqlite3.Connection, newest: tuple[TailChunk, ...], wanted: ReadRange
+) -> Iterator[tuple[int, int, bytes]]:
+    for chunk in reversed(newest) if wanted.newest else newest:
+        if chunk.first > wanted.until or (wanted.conversation and not chunk.conversation):
+            continue
+        if wanted.thread_id and chunk.thread_id != wanted.thread_id:
+            continue
+        yield connection.execute(
+            "SELECT first, count, packed FROM chunk WHERE id = ?", (chunk.id,)
+        ).fetchone()
 
 
 def read_threads(
@@ -124,13 +165,8 @@ def read_open_runs(
 
 
 def read_summary(connection: sqlite3.Connection, log_id: str) -> LogSummary:
-    """Totals of all streams, from indexes."""
-    with _snapshot(connection):
-        events, streams, fence, runs = connection.execute(
-            "SELECT (SELECT events FROM meta), (SELECT count(*) FROM stream),"
-            " (SELECT ifnull(max(fence), 0) FROM stream),"
-            " (SELECT count(*) FROM record WHERE kind = 2)"
-        ).fetchone()
+    """Totals of all streams, which are kept, and open runs, which their index has."""
+    events, streams, fence, runs = connection.execute(SUMMARY).fetchone()
     return LogSummary(log_id, streams, events, fence, runs)
 
 

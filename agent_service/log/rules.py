@@ -65,13 +65,21 @@ def check_append(append: Append) -> int:
 def thread_sequence(value: bytes) -> int:
     """The sequence by which a thread is listed, from the JSON value of its record.
 
-    Raises ValueError when the value is not an object with a non-negative integer `sequence`.
+    Raises ValueError when the value is not a flat object with a non-negative integer `sequence`:
+    engines write it again under its first title, and what is nested too deeply can't be written.
     """
     fields = orjson.loads(value)
     sequence = fields.get("sequence") if isinstance(fields, dict) else None
     if not isinstance(sequence, int) or not 0 <= sequence <= _MOST_NUMBER:
         raise ValueError("a THREAD record is a JSON object with an integer `sequence`")
+    if any(isinstance(field, dict | list) for field in fields.values()):
+        raise ValueError("a THREAD record is flat")
     return sequence
+
+
+def has_title(value: bytes) -> bool:
+    """Whether the value of a THREAD record gives the thread a title."""
+    return bool(orjson.loads(value).get("title"))
 
 
 def with_first_title(earlier: bytes | None, value: bytes) -> bytes:

@@ -1,44 +1,33 @@
-"""`LogService` on the wire: seals and appends of many nodes into one engine, answers back.
+"""`LogService` on the wire: the gRPC face of one engine.
 
-One stream per node carries everything; what came in one message goes to the engine as
-one piece, and what was answered meanwhile goes back as one message. A stream may have
-`MOST_IN_FLIGHT` operations between being read and being answered; then it is not read
-any further, and HTTP/2 flow control tells the node. An answer that the node did not get
-is lost here: the node sends the same operation again on its next stream, and the engine
-recognises it.
-
-A write that the fence or the sequence refuses is reported by this side too, since whoever
-tried it may be the last one to tell.
+Reads, and what operators ask. Appends come by framed connections (`framed`); `HoldLogStream`
+says the same for tools and for nodes that know no other way. A stream of which too much has
+no answer is not read any further, and HTTP/2 flow control tells the caller. An answer that it
+did not get is lost here: a node sends the same operation again on its next stream, and the
+engine recognises it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from agent_service.core.journal import Append, Conflict, Fenced
 from agent_service.log.answers import Answered, responses
 from agent_service.log.convert import (
-    append_from,
     open_runs_to,
     page_to,
     range_from,
-    seal_from,
     summary_to,
     threads_to,
     user_from,
 )
-from agent_service.log.port import LogFailed, LogFull
-from agent_service.log.sqlite import SqliteLog
-from agent_service.log.writer import Operation, Outcome
+from agent_service.log.intake import LOG_FAILED, Intake
+from agent_service.log.port import LogEngine, LogFailed
 from steward.errors import Reason, StewardError
-from steward.model.violations import Violation, ViolationKind
+from steward.model.violations import Violation
 from steward.rpc.outbox import Outbox, OutboxClosed
 from steward.rpc.roles import Role
 from steward.rpc.status import abort
 from steward.v1 import agent_service_pb2, log_service_pb2, log_service_pb2_grpc
-
-MOST_IN_FLIGHT = 8192
 
 _SERVICE = "/steward.v1.LogService/"
 ALLOWED: Mapping[str, frozenset[Role]] = {
@@ -50,14 +39,11 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
 }
 """Who may call what; the interceptor refuses everybody else."""
 
-_REFUSED = (Fenced, Conflict)
-_FAILED = StewardError(Reason.STORE_UNAVAILABLE, "the event log failed and is about to end")
-
 
 class LogServicer(log_service_pb2_grpc.LogServiceServicer):
-    """The gRPC face of one `SqliteLog`, for nodes of `cluster`. `report` never blocks."""
+    """The gRPC face of one engine, for nodes of `cluster`. `report` never blocks."""
 
-    def __init__(self, log: SqliteLog, cluster: str, report: Callable[[Violation], None]) -> None:
+    def __init__(self, log: LogEngine, cluster: str, report: Callable[[Violation], None]) -> None:
         self._log = log
         self._cluster = cluster
         self._report = report
@@ -73,17 +59,19 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
         request_iterator: AsyncIterator[log_service_pb2.HoldLogStreamRequest],
         context: Any,
     ) -> None:
-        stream = _LogStream(self._log, self._report)
+        stream: _LogStream | None = None
         try:
-            stream.node_id = await self._greet(request_iterator)
+            node_id = await self._greet(request_iterator)
             welcome = log_service_pb2.LogWelcome(log_id=self._log.log_id)
             await context.write(log_service_pb2.HoldLogStreamResponse(welcome=welcome))
+            stream = _LogStream(self._log, node_id, self._report)
             self._streams.add(stream)
             await stream.hold(request_iterator, context)
         except StewardError as error:
             await abort(context, error)
         finally:
-            self._streams.discard(stream)
+            if stream is not None:
+                self._streams.discard(stream)
 
     async def _greet(self, requests: AsyncIterator[log_service_pb2.HoldLogStreamRequest]) -> str:
         """Take the hello; who says it."""
@@ -105,7 +93,7 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
         except StewardError as error:
             await abort(context, error)
         except LogFailed:
-            await abort(context, _FAILED)
+            await abort(context, LOG_FAILED)
         return page_to(page)
 
     async def ReadThreads(
@@ -118,7 +106,7 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
         except StewardError as error:
             await abort(context, error)
         except LogFailed:
-            await abort(context, _FAILED)
+            await abort(context, LOG_FAILED)
         return threads_to(threads, following)
 
     async def DescribeLog(
@@ -129,7 +117,7 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
         except StewardError as error:
             await abort(context, error)
         except LogFailed:
-            await abort(context, _FAILED)
+            await abort(context, LOG_FAILED)
         return summary_to(summary)
 
     async def ListOpenRuns(
@@ -141,20 +129,17 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
         except StewardError as error:
             await abort(context, error)
         except LogFailed:
-            await abort(context, _FAILED)
+            await abort(context, LOG_FAILED)
         return open_runs_to(page)
 
 
 class _LogStream:
-    """One node's stream: a reader into the engine, and a writer of answers."""
+    """One stream: a reader into the engine, and a writer of answers."""
 
-    def __init__(self, log: SqliteLog, report: Callable[[Violation], None]) -> None:
-        self.node_id = ""
-        self._log = log
-        self._report = report
+    def __init__(self, log: LogEngine, node_id: str, report: Callable[[Violation], None]) -> None:
+        self._intake = Intake(log, node_id, report, self._answered, self._failed)
         # What was answered, and numbers of pings.
         self._answers: Outbox[Answered | int] = Outbox()
-        self._in_flight = 0
         self._room = asyncio.Event()
         self._error: StewardError | None = None
 
@@ -176,7 +161,7 @@ class _LogStream:
                 if pings:
                     pong = log_service_pb2.LogPong(number=max(pings))
                     await context.write(log_service_pb2.HoldLogStreamResponse(pong=pong))
-                self._in_flight -= sum(len(a.outcomes) for a in answered)
+                self._intake.sent(answered)
                 self._room.set()
         finally:
             reading.cancel()
@@ -191,7 +176,10 @@ class _LogStream:
             async for request in requests:
                 match request.WhichOneof("body"):
                     case "batch":
-                        await self._submit(request.batch)
+                        while not self._intake.has_room(request.batch):
+                            self._room.clear()
+                            await self._room.wait()
+                        self._intake.submit(request.batch)
                     case "ping":
                         self._answers.put(request.ping.number)
                     case _:
@@ -203,57 +191,12 @@ class _LogStream:
         finally:
             self._answers.close()
 
-    async def _submit(self, batch: log_service_pb2.LogBatch) -> None:
-        operations: list[Operation] = [seal_from(message) for message in batch.seals]
-        size = 0
-        for message in batch.appends:
-            append, its_size = append_from(message)
-            operations.append(append)
-            size += its_size
-        if not operations:
-            return
-        while self._in_flight and self._in_flight + len(operations) > MOST_IN_FLIGHT:
-            self._room.clear()
-            await self._room.wait()
-        seals = [message.request_id for message in batch.seals]
-        appends = [message.request_id for message in batch.appends]
+    def _answered(self, answered: Answered) -> None:
         try:
-            self._log.submit(operations, size, partial(self._done, seals, appends, operations))
-        except LogFull as error:
-            raise StewardError(Reason.STORE_UNAVAILABLE, str(error)) from None
-        self._in_flight += len(operations)
-
-    def _done(
-        self,
-        seals: list[int],
-        appends: list[int],
-        operations: list[Operation],
-        outcomes: Sequence[Outcome] | LogFailed,
-    ) -> None:
-        if isinstance(outcomes, LogFailed):
-            self._error = _FAILED
-            self._answers.close()
-            return
-        for operation, outcome in zip(operations, outcomes, strict=True):
-            if isinstance(outcome, _REFUSED):
-                self._report(_refused(operation, outcome, self.node_id))
-        try:
-            self._answers.put(Answered(seals, appends, outcomes))
+            self._answers.put(answered)
         except OutboxClosed:
-            return  # The node is gone; it asks again on its next stream.
+            return  # The caller is gone; a node asks again on its next stream.
 
-
-def _refused(operation: Operation, outcome: Fenced | Conflict, node_id: str) -> Violation:
-    if not isinstance(operation, Append):
-        kind, what = ViolationKind.STALE_SEAL, f"seal by {operation.activation}"
-    elif isinstance(outcome, Fenced):
-        kind, what = ViolationKind.STALE_APPEND, f"append {operation.append_number}"
-    else:
-        kind, what = ViolationKind.APPEND_CONFLICT, f"append at {operation.expected_sequence}"
-    met = (
-        f"fence {outcome.fence}"
-        if isinstance(outcome, Fenced)
-        else f"a stream whose next is {outcome.next_sequence}"
-    )
-    evidence = f"{what} of {node_id!r} met {met}"
-    return Violation(kind, evidence, operation.user, operation.epoch)
+    def _failed(self, error: StewardError) -> None:
+        self._error = error
+        self._answers.close()

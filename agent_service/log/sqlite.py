@@ -25,22 +25,27 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar, cast
 
 from agent_service.core.journal import Append, AppendOutcome, Seal, SealOutcome
+from agent_service.log.compacting import CLOCK_MS, CompactionStep
 from agent_service.log.counting import CommitCounter
 from agent_service.log.database import DatabaseFile, open_database
 from agent_service.log.memory import new_stream_id
 from agent_service.log.packing import ChunkCorrupt
 from agent_service.log.port import (
+    Compaction,
+    Done,
     EventPage,
     LogFailed,
     LogFull,
     LogSummary,
     OpenRunPage,
+    Operation,
+    Outcome,
     ReadRange,
     ThreadSummary,
 )
 from agent_service.log.reader import read_events, read_open_runs, read_summary, read_threads
 from agent_service.log.rules import MOST_WAITING, check_append, check_seal
-from agent_service.log.writer import Group, GroupWriter, Operation, Outcome
+from agent_service.log.writer import Group, GroupWriter
 from steward.errors import Reason, StewardError
 from steward.model.keys import UserKey
 from steward.telemetry.catalog import LogMetrics
@@ -51,7 +56,6 @@ MOST_READS_WAITING = 1024
 _logger = logging.getLogger("steward.log")
 
 Result = TypeVar("Result")
-Done = Callable[[Sequence[Outcome] | LogFailed], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +67,37 @@ class _Work:
     done: Done
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One step of a compaction, and who waits for what it removed."""
+
+    step: CompactionStep
+    done: "Future[Compaction]"
+
+
 class SqliteLog:
     """The `EventLog` port over `<data>/events.db`. One event loop; `open` before all else.
 
     `commit_appends` bounds the operations of one transaction (what was submitted together
-    is never split); `readers` is the number of reads that run side by side.
+    is never split); `readers` is the number of reads that run side by side; ages of events are
+    known by `clock_ms`.
     """
 
     def __init__(
-        self, data: Path, metrics: LogMetrics, *, commit_appends: int = 1000, readers: int = 2
+        self,
+        data: Path,
+        metrics: LogMetrics,
+        *,
+        commit_appends: int = 1000,
+        readers: int = 2,
+        clock_ms: int = CLOCK_MS,
     ) -> None:
         self._data = data
         self._counter = CommitCounter(metrics)
         self._commit_appends = commit_appends
         self._readers = readers
-        self._queue: SimpleQueue[_Work | None] = SimpleQueue()
+        self._clock_ms = clock_ms
+        self._queue: SimpleQueue[_Work | _Step | None] = SimpleQueue()
         self._waiting = 0
         self._reading = 0
         self._closed = False
@@ -97,6 +117,11 @@ class SqliteLog:
         self._pool = ThreadPoolExecutor(self._readers, thread_name_prefix="log-reader")
         self._writer = threading.Thread(target=self._write, name="log-writer", daemon=True)
         self._writer.start()
+
+    @property
+    def away(self) -> str | None:
+        """A file is never out of reach: it works, or the log has failed."""
+        return None
 
     @property
     def log_id(self) -> str:
@@ -143,7 +168,8 @@ class SqliteLog:
 
     async def read(self, user: UserKey, wanted: ReadRange) -> EventPage:
         """Stored events. As in the port."""
-        return await self._read(lambda connection: read_events(connection, user, wanted))
+        tail = self._file.tail
+        return await self._read(lambda connection: read_events(connection, tail, user, wanted))
 
     async def threads(
         self, user: UserKey, limit: int, page: str
@@ -158,6 +184,16 @@ class SqliteLog:
     async def describe(self) -> LogSummary:
         """Totals, for operators."""
         return await self._read(lambda connection: read_summary(connection, self.log_id))
+
+    async def compact(self, before_ms: int, after: int = 0) -> Compaction:
+        """One step of removing old events, in its turn among what is written. As in the port."""
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise StewardError(Reason.STORE_UNAVAILABLE, "the event log is closed")
+        done: Future[Compaction] = self._loop.create_future()
+        self._queue.put(_Step(CompactionStep(before_ms, after), done))
+        return await done
 
     async def failed(self) -> LogFailed:
         """Returns when the engine failed for good."""
@@ -211,21 +247,28 @@ class SqliteLog:
 
     def _write(self) -> None:
         """The writer thread: commit what waits and hand back the outcomes, until told to end."""
-        writer = GroupWriter(self._file.writer, new_stream_id)
-        while works := self._take():
+        writer = GroupWriter(
+            self._file.writer, self._file.tail, new_stream_id, clock_ms=self._clock_ms
+        )
+        while taken := self._take():
+            works, step = taken
             operations = [operation for work in works for operation in work.operations]
             began = time.perf_counter()
             try:
-                group = writer.commit(operations)
+                group = writer.commit(operations, step.step if step is not None else None)
             except Exception as error:
                 # Whatever it was, the file's state is unknown from here on.
-                self._loop.call_soon_threadsafe(self._abandon, works, error)
+                self._loop.call_soon_threadsafe(self._abandon, works, step, error)
                 return
-            self._counter.count(operations, group, time.perf_counter() - began)
-            self._loop.call_soon_threadsafe(self._deliver, works, group)
+            if operations:
+                self._counter.count(operations, group, time.perf_counter() - began)
+            self._loop.call_soon_threadsafe(self._deliver, works, step, group)
 
-    def _take(self) -> list[_Work]:
-        """What waits, within the bounds of one transaction; waits for the first. Empty: the end."""
+    def _take(self) -> tuple[list[_Work], _Step | None] | None:
+        """What waits, within the bounds of one transaction; waits for the first. None: the end.
+
+        A step of a compaction is the last of its transaction.
+        """
         works: list[_Work] = []
         number = size = 0
         while number < self._commit_appends and size < MOST_COMMIT_BYTES:
@@ -234,18 +277,23 @@ class SqliteLog:
             except Empty:
                 break
             if work is None:
-                if works:
-                    self._queue.put(None)
+                if not works:
+                    return None
+                self._queue.put(None)
                 break
+            if isinstance(work, _Step):
+                return works, work
             works.append(work)
             number += len(work.operations)
             size += work.size
-        return works
+        return works, None
 
-    def _deliver(self, works: list[_Work], group: Group) -> None:
+    def _deliver(self, works: list[_Work], step: _Step | None, group: Group) -> None:
         if self._failure is not None:
             # A read met damage: nothing may be told to be safe any more.
-            return self._tell(works, self._failure)
+            return self._tell(works, step, self._failure)
+        if step is not None and group.compaction is not None and not step.done.done():
+            step.done.set_result(group.compaction)
         at = 0
         for work in works:
             end = at + len(work.operations)
@@ -254,17 +302,19 @@ class SqliteLog:
             at = end
         return None
 
-    def _abandon(self, works: list[_Work], error: Exception) -> None:
+    def _abandon(self, works: list[_Work], step: _Step | None, error: Exception) -> None:
         failure = self._fail(error)
-        self._tell(works, failure)
-        left: list[_Work] = []
+        self._tell(works, step, failure)
         while not self._queue.empty():
-            work = self._queue.get()
-            if work is not None:
-                left.append(work)
-        self._tell(left, failure)
+            left = self._queue.get()
+            if isinstance(left, _Step):
+                self._tell([], left, failure)
+            elif left is not None:
+                self._tell([left], None, failure)
 
-    def _tell(self, works: list[_Work], failure: LogFailed) -> None:
+    def _tell(self, works: list[_Work], step: _Step | None, failure: LogFailed) -> None:
+        if step is not None and not step.done.done():
+            step.done.set_exception(failure)
         for work in works:
             self._waiting -= len(work.operations)
             work.done(failure)

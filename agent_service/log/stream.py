@@ -31,17 +31,15 @@ from agent_service.log.convert import (
     fill_seal,
     seal_outcome_from,
 )
-from agent_service.log.port import LogFull
+from agent_service.log.link import LogLink
+from agent_service.log.port import LogFull, Operation, Outcome
 from agent_service.log.rules import MOST_WAITING
-from agent_service.log.writer import Operation, Outcome
 from steward.errors import StewardError
 from steward.model.keys import NodeId
-from steward.rpc.factory import call_metadata, make_channel
-from steward.rpc.outbox import Outbox, OutboxClosed
 from steward.rpc.roles import RoleCredentials
-from steward.rpc.stream import PeerStream, keep
+from steward.rpc.stream import keep
 from steward.telemetry.logs import fields
-from steward.v1 import log_service_pb2, log_service_pb2_grpc
+from steward.v1 import log_service_pb2
 
 WINDOW = 4096
 WINDOW_BYTES = 16 * 1024 * 1024
@@ -87,9 +85,9 @@ class LogStream:
         self._parts: dict[int, list[Record]] = {}
         self._sent = 0
         self._sent_bytes = 0
-        # Where requests go while the stream is up, and the box of the stream that is opening.
-        self._outbox: Outbox[log_service_pb2.HoldLogStreamRequest] | None = None
-        self._opening: Outbox[log_service_pb2.HoldLogStreamRequest] = Outbox()
+        # Where requests go while it is up, and the one that is opening.
+        self._link: LogLink | None = None
+        self._opening: LogLink | None = None
         self._sending = False
         self._heard = False
         self._pings = 0
@@ -100,7 +98,7 @@ class LogStream:
     def open(self) -> None:
         """Start to connect; does not wait for it."""
         self._task = asyncio.create_task(
-            keep(self._attempt, lambda: self._outbox is not None, self._on_down, MOST_BACKOFF_S)
+            keep(self._attempt, lambda: self._link is not None, self._on_down, MOST_BACKOFF_S)
         )
 
     @property
@@ -142,26 +140,17 @@ class LogStream:
         self._unsent.clear()
 
     async def _attempt(self) -> None:
-        """One stream to its end, on a connection of its own: a dead one must not be met again."""
-        outbox = self._opening = Outbox[log_service_pb2.HoldLogStreamRequest]()
-        async with make_channel(self._address) as channel:
-            stub = log_service_pb2_grpc.LogServiceStub(channel)
-            hello = log_service_pb2.LogHello(cluster=self._cluster, node_id=self._node_id)
-            stream = PeerStream(
-                open_call=lambda: stub.HoldLogStream(metadata=call_metadata(self._credentials)),
-                hello=log_service_pb2.HoldLogStreamRequest(hello=hello),
-                pack=lambda requests: requests[0],
-                most=1,
-                on_welcome=self._on_welcome,
-                on_message=self._on_message,
-                welcome_s=HELLO_TIMEOUT_S,
-            )
-            watching = asyncio.create_task(self._watch(stream.give_up))
-            try:
-                await stream.hold(outbox)
-            finally:
-                watching.cancel()
-                await asyncio.wait({watching})
+        """One connection to its end."""
+        link = self._opening = LogLink(self._on_welcome, self._on_message)
+        hello = log_service_pb2.LogHello(
+            cluster=self._cluster, node_id=self._node_id, role_token=self._credentials.token()
+        )
+        watching = asyncio.create_task(self._watch(link.give_up))
+        try:
+            await link.hold(self._address, hello, HELLO_TIMEOUT_S)
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
 
     async def _watch(self, give_up: Callable[[str], None]) -> None:
         """Ask for signs of life, and give the stream up when it showed none for too long.
@@ -172,7 +161,7 @@ class LogStream:
         quiet = 0
         while quiet < MOST_QUIET_PINGS:
             await asyncio.sleep(PING_S)
-            if self._outbox is None:
+            if self._link is None:
                 continue
             quiet = 0 if self._heard else quiet + 1
             self._heard = False
@@ -181,8 +170,8 @@ class LogStream:
             self._put(log_service_pb2.HoldLogStreamRequest(ping=ping))
         give_up("the log is silent")
 
-    def _on_welcome(self, _: log_service_pb2.HoldLogStreamResponse) -> None:
-        self._outbox = self._opening
+    def _on_welcome(self) -> None:
+        self._link = self._opening
         self._away = None
         self._heard = True
         # All that has no answer goes again, before all else and in its old order.
@@ -204,24 +193,23 @@ class LogStream:
             self._drained.set()
 
     def _on_down(self, error: StewardError) -> None:
-        if self._outbox is not None:
+        if self._link is not None:
             where = fields(address=self._address, why=error.message)
             _logger.warning("the stream to the log is gone", extra=where)
-        self._outbox = None
+        self._link = None
         self._away = f"no stream to the log at {self._address}: {error.message}"
 
     def _send(self) -> None:
         """What waits goes into the next messages, as far as the window is open."""
         self._sending = False
-        while self._outbox is not None and (batch := self._next_batch()) is not None:
+        while self._link is not None and (batch := self._next_batch()) is not None:
             self._put(batch)
 
     def _put(self, request: log_service_pb2.HoldLogStreamRequest) -> None:
-        """Never too much for the box: the window bounds it."""
-        if self._outbox is not None:
-            # On a stream that is just ending it is lost, and goes again on the next one.
-            with contextlib.suppress(OutboxClosed):
-                self._outbox.put(request)
+        """Never too much for the socket: the window bounds what waits."""
+        if self._link is not None:
+            # On a link that is just ending it is lost, and goes again on the next one.
+            self._link.send(request)
 
     def _next_batch(self) -> log_service_pb2.HoldLogStreamRequest | None:
         request = log_service_pb2.HoldLogStreamRequest()

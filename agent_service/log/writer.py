@@ -5,12 +5,10 @@ users seen last are kept in memory, which is sound because no other process may 
 the file. A refusal is that operation's outcome and the rest of the group commits; an
 exception means that nothing of the group may be taken for written, and that this
 writer must not be used again (its memory is ahead of the file).
-
-Rows go in by few, wide statements: each `sqlite3` step gives up the interpreter's lock,
-and one per row would let a busy event loop stretch a commit a hundredfold.
 """
 
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,17 +26,18 @@ from agent_service.core.journal import (
     SealOutcome,
 )
 from agent_service.log import packing
+from agent_service.log.compacting import CLOCK_MS, CompactionStep, Compactor
+from agent_service.log.port import Compaction, Operation, Outcome
 from agent_service.log.rules import thread_sequence, with_first_title
+from agent_service.log.tail import Tail
+from agent_service.log.wide import WideStatement
 from steward.model.keys import Epoch, StreamId, UserKey
 from steward.model.keys import Sequence as SequenceNumber
-
-Operation = Seal | Append
-Outcome = SealOutcome | AppendOutcome
 
 MOST_HEADS = 100_000
 """Users whose head and fence are kept in memory (some 300 bytes each)."""
 
-_WIDEST = 256
+_LAST_INDEXED = "SELECT chunk FROM chunk_index WHERE stream = ? ORDER BY first DESC LIMIT 1"
 
 
 class Group(NamedTuple):
@@ -47,6 +46,7 @@ class Group(NamedTuple):
     outcomes: list[Outcome]
     events: int
     repeated: int
+    compaction: Compaction | None = None
 
 
 @dataclass(slots=True)
@@ -62,82 +62,75 @@ class _Head:
     number: int
 
 
-class _WideStatement:
-    """A statement for many rows, run in powers of two so that few are prepared."""
-
-    __slots__ = ("_before", "_behind", "_row", "_width", "values")
-
-    def __init__(self, before: str, width: int, behind: str = "") -> None:
-        self._before = before
-        self._behind = behind
-        self._width = width
-        self._row = "(" + ",".join("?" * width) + ")"
-        self.values: list[object] = []
-
-    def run(self, connection: sqlite3.Connection) -> None:
-        at = 0
-        left = len(self.values) // self._width
-        while left:
-            rows = min(_WIDEST, 1 << (left.bit_length() - 1))
-            sql = self._before + ",".join([self._row] * rows) + self._behind
-            end = at + rows * self._width
-            connection.execute(sql, self.values[at:end])
-            at = end
-            left -= rows
-        self.values.clear()
-
-
 class GroupWriter:
     """Commits groups. Blocking; one thread at a time."""
 
     def __init__(
         self,
         connection: sqlite3.Connection,
+        tail: Tail,
         make_stream_id: Callable[[], StreamId],
         most_heads: int = MOST_HEADS,
+        clock_ms: int = CLOCK_MS,
     ) -> None:
+        """`connection` and `tail` are those of one opened database.
+
+        `clock_ms`: how exactly the ages of events are known, at best.
+        """
         self._db = connection
+        self._tail = tail
         self._make_stream_id = make_stream_id
         self._most_heads = most_heads
         self._heads: dict[UserKey, _Head] = {}
+        self._compactor = Compactor(connection, tail, clock_ms)
         self._events = 0
+        self._streams = 0
+        self._fence = 0
         self._repeated = 0
         # Last write of a key in this group wins; None deletes.
         self._records: dict[tuple[int, int, str], bytes | None] = {}
         self._noted: dict[int, int] = {}
-        self._chunk_rows = _WideStatement(
-            "INSERT INTO chunk (stream, first, count, epoch, number, thread_id, conversation,"
+        self._chunk_rows = WideStatement(
+            "INSERT INTO chunk (id, stream, first, count, epoch, number, thread_id, conversation,"
             " packed) VALUES ",
-            8,
+            9,
         )
-        self._record_rows = _WideStatement("REPLACE INTO record VALUES ", 4)
-        self._record_drops = _WideStatement(
+        self._index_rows = WideStatement(
+            "INSERT INTO chunk_index (stream, first, chunk, thread_id, conversation) VALUES ", 5
+        )
+        self._record_rows = WideStatement("REPLACE INTO record VALUES ", 4)
+        self._record_drops = WideStatement(
             "DELETE FROM record WHERE (stream, kind, key) IN (VALUES ", 3, ")"
         )
-        self._thread_rows = _WideStatement("REPLACE INTO thread VALUES ", 4)
-        self._thread_drops = _WideStatement(
+        self._thread_rows = WideStatement("REPLACE INTO thread VALUES ", 4)
+        self._thread_drops = WideStatement(
             "DELETE FROM thread WHERE (stream, thread_id) IN (VALUES ", 2, ")"
         )
 
-    def commit(self, operations: Sequence[Operation]) -> Group:
+    def commit(self, operations: Sequence[Operation], step: CompactionStep | None = None) -> Group:
         """Apply the operations in order, make them durable, and return their outcomes in order.
 
-        Raises sqlite3.Error when the database failed; then the writer is done for.
+        `step` is done after them. Raises sqlite3.Error when the database failed; then the writer is
+        done for.
         """
         self._db.execute("BEGIN IMMEDIATE")
-        self._events = 0
-        self._repeated = 0
+        self._events = self._streams = self._fence = self._repeated = 0
         outcomes: list[Outcome] = [
             self._append(operation) if isinstance(operation, Append) else self._seal(operation)
             for operation in operations
         ]
         self._flush()
-        if self._events:
-            self._db.execute("UPDATE meta SET events = events + ?", (self._events,))
+        self._compactor.note_time(time.time_ns() // 1_000_000)
+        if step is not None:
+            self._compactor.find(step)
+        self._index()
+        compaction = self._compact() if step is not None else None
+        self._count(compaction.removed if compaction is not None else 0)
         self._db.execute("COMMIT")
+        self._tail.committed()
         while len(self._heads) > self._most_heads:
             del self._heads[next(iter(self._heads))]
-        return Group(outcomes, self._events, self._repeated)
+        return Group(outcomes, self._events, self._repeated, compaction)
 
     def _append(self, append: Append) -> AppendOutcome:
         head = self._head(append.user)
@@ -154,6 +147,7 @@ class GroupWriter:
         if append.events:
             for count, thread_id, conversation, packed in packing.pack(append.events):
                 self._chunk_rows.values += (
+                    self._tail.add(append.user, head.row, head.next, thread_id, conversation),
                     head.row,
                     head.next,
                     count,
@@ -196,6 +190,7 @@ class GroupWriter:
                 (seal.epoch, seal.activation, head.row),
             )
             head.fence = seal.epoch
+            self._fence = max(self._fence, seal.epoch)
             head.activation = seal.activation
             head.number = 0
         elif seal.epoch < head.fence or seal.activation != head.activation:
@@ -221,6 +216,8 @@ class GroupWriter:
             (*seal.user, stream_id, seal.epoch, seal.activation),
         ).lastrowid
         assert row is not None
+        self._streams += 1
+        self._fence = max(self._fence, seal.epoch)
         head = _Head(row, stream_id, seal.epoch, seal.activation, oldest=1, next=1, number=0)
         self._heads[seal.user] = head
         return head
@@ -243,14 +240,44 @@ class GroupWriter:
         if stream is None:
             return None
         row, stream_id, fence, activation, oldest, noted = stream
+        tail = self._tail.of(user)
+        newest = (tail[-1].id,) if tail else self._db.execute(_LAST_INDEXED, (row,)).fetchone()
         last = self._db.execute(
-            "SELECT first + count, epoch, number FROM chunk WHERE stream = ?"
-            " ORDER BY first DESC LIMIT 1",
-            (row,),
+            "SELECT first + count, epoch, number FROM chunk WHERE id = ?", newest or (0,)
         ).fetchone()
         following, epoch, number = last if last is not None else (oldest, 0, 0)
         number = max(noted, number if epoch == fence else 0)
         return _Head(row, StreamId(stream_id), fence, activation, oldest, following, number)
+
+    def _index(self) -> None:
+        """Index the chunks that do not stay in the tail."""
+        for chunk in self._tail.leave():
+            self._index_rows.values += (
+                chunk.stream,
+                chunk.first,
+                chunk.id,
+                chunk.thread_id,
+                chunk.conversation,
+            )
+        self._index_rows.run(self._db)
+
+    def _compact(self) -> Compaction:
+        """Remove what the compactor found, also from what is known of its users."""
+        compaction, begins = self._compactor.remove()
+        for user, oldest in begins:
+            head = self._heads.get(user)
+            if head is not None:
+                head.oldest = oldest
+        return compaction
+
+    def _count(self, removed: int) -> None:
+        """Bring the totals up to what is written and removed. After `_index`."""
+        if self._events or self._streams or self._fence or removed:
+            self._db.execute(
+                "UPDATE meta SET events = events + ?, streams = streams + ?,"
+                " fence = max(fence, ?), indexed = ?",
+                (self._events - removed, self._streams, self._fence, self._tail.indexed()),
+            )
 
     def _flush(self) -> None:
         """Put into the transaction what was collected so far."""

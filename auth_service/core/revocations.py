@@ -31,10 +31,12 @@ class Revocations:
         """
         return max(now_ms + 1, self._marks.get(user, 0))
 
-    def note(self, user: UserKey, issued_before_ms: int) -> None:
-        """Take a stored mark into account. Safe to repeat, in any order."""
-        if issued_before_ms > self._marks.get(user, 0):
+    def note(self, user: UserKey, issued_before_ms: int) -> bool:
+        """Take a mark into account; whether it is news. Safe to repeat, in any order."""
+        news = issued_before_ms > self._marks.get(user, 0)
+        if news:
             self._marks[user] = issued_before_ms
+        return news
 
     def check(self, user: UserKey, issued_at_ms: int) -> None:
         """Raises StewardError(TOKEN_REVOKED) for what was issued before the user's mark."""

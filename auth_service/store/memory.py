@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from auth_service.core.grants import Grant
-from auth_service.store.port import Change, Keep, Take
+from auth_service.store.port import Change, Keep, Take, Told
 from steward.model.keys import UserKey
 
 
@@ -15,8 +15,11 @@ class MemoryAuthStore:
         self._grants: dict[bytes, Grant] = {}
         self._marks: dict[UserKey, int] = {}
 
-    async def marks(self) -> dict[UserKey, int]:
-        return dict(self._marks)
+    async def follow(self, told: Told) -> None:
+        told(dict(self._marks))
+
+    def unsure(self) -> str | None:
+        return None
 
     async def apply(self, changes: Sequence[Change], now_ms: int) -> list[Grant | None]:
         self._grants = {d: g for d, g in self._grants.items() if g.expires_at_ms > now_ms}

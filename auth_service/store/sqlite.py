@@ -18,12 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import orjson
-
-from auth_service.core.grants import Grant, Login, Ticket
-from auth_service.store.port import Change, Keep, StoreFailed, Take
+from auth_service.core.grants import Grant
+from auth_service.store.packing import pack, unpack
+from auth_service.store.port import Change, Keep, StoreFailed, Take, Told
 from steward.errors import Reason, StewardError
-from steward.model.identity import Identity
 from steward.model.keys import UserKey
 from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
 from steward.runtime.service import EnvironmentUnusable
@@ -69,9 +67,12 @@ class SqliteAuthStore:
         self._failed = asyncio.Event()
         self._writer = asyncio.get_running_loop().create_task(self._write(), name="auth-store")
 
-    async def marks(self) -> dict[UserKey, int]:
+    async def follow(self, told: Told) -> None:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._read_marks)
+        told(await loop.run_in_executor(self._thread, self._read_marks))
+
+    def unsure(self) -> str | None:
+        return None
 
     async def apply(self, changes: Sequence[Change], now_ms: int) -> list[Grant | None]:
         done: Future[list[Grant | None]] = asyncio.get_running_loop().create_future()
@@ -133,14 +134,14 @@ class SqliteAuthStore:
         if isinstance(change, Keep):
             database.execute(
                 "INSERT INTO one_use (digest, expires_at_ms, body) VALUES (?, ?, ?)",
-                (change.digest, change.grant.expires_at_ms, _pack(change.grant)),
+                (change.digest, change.grant.expires_at_ms, pack(change.grant)),
             )
             return None
         if isinstance(change, Take):
             rows = database.execute(
                 "DELETE FROM one_use WHERE digest = ? RETURNING body", (change.digest,)
             ).fetchall()
-            return _unpack(rows[0][0]) if rows else None
+            return unpack(rows[0][0]) if rows else None
         database.execute(
             "INSERT INTO revocation (tenant, user, issued_before_ms) VALUES (?, ?, ?)"
             " ON CONFLICT DO UPDATE SET"
@@ -190,44 +191,3 @@ def _open(path: Path) -> sqlite3.Connection:
         database.close()
         raise
     return database
-
-
-def _pack(grant: Grant) -> bytes:
-    if isinstance(grant, Login):
-        return orjson.dumps(
-            {
-                "kind": "login",
-                "user": [*grant.user],
-                "scopes": grant.scopes,
-                "created_at_ms": grant.created_at_ms,
-                "expires_at_ms": grant.expires_at_ms,
-            }
-        )
-    identity = grant.identity
-    return orjson.dumps(
-        {
-            "kind": "ticket",
-            "user": [*identity.user],
-            "scopes": identity.scopes,
-            "token_id": identity.token_id,
-            "issued_at_ms": identity.issued_at_ms,
-            "token_expires_at_ms": identity.expires_at_ms,
-            "origin": grant.origin,
-            "expires_at_ms": grant.expires_at_ms,
-        }
-    )
-
-
-def _unpack(body: bytes) -> Grant:
-    value = orjson.loads(body)
-    user, scopes = UserKey(*value["user"]), tuple(value["scopes"])
-    if value["kind"] == "login":
-        return Login(user, scopes, value["created_at_ms"], value["expires_at_ms"])
-    identity = Identity(
-        user,
-        scopes,
-        value["token_expires_at_ms"],
-        value["issued_at_ms"],
-        value["token_id"],
-    )
-    return Ticket(identity, value["origin"], value["expires_at_ms"])

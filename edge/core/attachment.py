@@ -44,6 +44,7 @@ from edge.core.attachment_values import (
     Settle,
     Submit,
     Tick,
+    Trimmed,
     Vacated,
 )
 from edge.core.commands import (
@@ -63,7 +64,7 @@ from edge.core.commands import (
 from edge.core.rate import Allowance
 from edge.core.resume import StreamHead
 from steward.errors import Reason
-from steward.model.keys import Epoch, NodeIncarnation, UserKey
+from steward.model.keys import Epoch, NodeIncarnation, StreamId, UserKey
 from steward.model.placement import Placement
 
 MOST_PENDING: Final = 256
@@ -98,6 +99,7 @@ class Attachment:
         "_allowance",
         "_attach_id",
         "_attempt",
+        "_channel",
         "_clients",
         "_due_ms",
         "_empty_since",
@@ -118,9 +120,18 @@ class Attachment:
     )
 
     def __init__(
-        self, now_ms: int, user: UserKey, messages_per_minute: int, ids: Iterator[int], spread: int
+        self,
+        now_ms: int,
+        user: UserKey,
+        messages_per_minute: int,
+        ids: Iterator[int],
+        spread: int,
+        channel: int = 0,
     ) -> None:
-        """`ids` gives numbers that no other user of this edge uses, from 1."""
+        """`ids` gives numbers that no other user of this edge uses, from 1.
+
+        `channel` goes with every attach.
+        """
         self.user = user
         self.state = AttachmentState.IDLE
         self.placement: Placement | None = None
@@ -134,6 +145,7 @@ class Attachment:
         self._allowance = Allowance(messages_per_minute, now_ms)
         self._ids = ids
         self._spread = spread
+        self._channel = channel
         self._pending: dict[int, _Pending] = {}
         self._attach_id = 0
         # The question how far the stream is, while it has no answer; 0 for none.
@@ -204,6 +216,9 @@ class Attachment:
                 return self._evict()
             case Behind():
                 return self._refresh()
+            case Trimmed(stream_id, oldest):
+                self._on_trimmed(stream_id, oldest)
+                return []
             case ClientCame(client_id):
                 self._clients.begin(client_id)
                 live = self.placement if self.live_epoch else None
@@ -263,9 +278,12 @@ class Attachment:
         self._refresh_id = 0
         self._due_ms = now_ms + ATTACH_ANSWER_MS
         command = EdgeCommand(
-            self.user, placement.epoch, self._attach_id, self._waiting_trace(), Attach(gap_ms)
+            self.user, placement.epoch, self._attach_id, self._waiting_trace(), self._hello(gap_ms)
         )
         return [SendCommand(placement, command)]
+
+    def _hello(self, gap_ms: int = 0) -> Attach:
+        return Attach(gap_ms, self._channel)
 
     def _refresh(self) -> list[Effect]:
         """Attach once more, where this edge is attached: the answer tells the head."""
@@ -274,7 +292,7 @@ class Attachment:
             return []
         self._refresh_id = next(self._ids)
         command = EdgeCommand(
-            self.user, placement.epoch, self._refresh_id, self._waiting_trace(), Attach(0)
+            self.user, placement.epoch, self._refresh_id, self._waiting_trace(), self._hello()
         )
         return [SendCommand(placement, command)]
 
@@ -312,6 +330,12 @@ class Attachment:
             case outcome:
                 return self._settle(answer.command_id, outcome)
 
+    def _on_trimmed(self, stream_id: StreamId, oldest: int) -> None:
+        """Sessions that come from now on begin no earlier."""
+        head = self._head
+        if head is not None and head.stream_id == stream_id and oldest > head.oldest:
+            self._head = replace(head, oldest=oldest)
+
     def _on_attached(self, attached: Attached) -> list[Effect]:
         placement = self.placement
         if self.state is not AttachmentState.ATTACHING or placement is None:
@@ -321,10 +345,13 @@ class Attachment:
         self._attempt = 0
         self._due_ms = 0
         self._lost_ms = 0
+        known = self._head
+        # A manager knows what was kept when it was made; a page of the log may have told more.
+        known_oldest = known.oldest if known and known.stream_id == attached.stream_id else 1
         self._head = StreamHead(
             attached.stream_id,
             attached.sequence,
-            attached.oldest,
+            max(attached.oldest, known_oldest),
             placement.node_id,
             Epoch(placement.epoch),
         )
@@ -431,7 +458,7 @@ class Attachment:
         self._clients.sent(client_id, marker)
         return [
             SendCommand(placement, EdgeCommand(self.user, placement.epoch, which, "", body))
-            for which, body in ((number, AnnounceClient(client_id)), (marker, Attach()))
+            for which, body in ((number, AnnounceClient(client_id)), (marker, self._hello()))
         ]
 
     def _settle(self, command_id: int, outcome: CommandOutcome) -> list[Effect]:

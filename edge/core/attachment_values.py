@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from edge.core.commands import Answer, CommandOutcome, EdgeCommand, UserCommand
 from edge.core.resume import StreamHead
 from steward.errors import Reason
-from steward.model.keys import NodeIncarnation
+from steward.model.keys import NodeIncarnation, StreamId
 from steward.model.placement import Placement
 
 # ---- commands
@@ -67,6 +67,14 @@ class Behind:
 
 
 @dataclass(frozen=True, slots=True)
+class Trimmed:
+    """The log has the events of this stream from `oldest` on only."""
+
+    stream_id: StreamId
+    oldest: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClientCame:
     """A connection with this client id is here: older ones elsewhere are to end."""
 
@@ -104,6 +112,7 @@ Command = (
     | PlacementMoved
     | Evicted
     | Behind
+    | Trimmed
     | ClientCame
     | ClientLeft
     | Submit

@@ -1,43 +1,61 @@
 """Consecutive events of one user, and the bytes that carry them on a wire, made once.
 
 All connections of a user share one `EventBatch`: the framed bytes are built at the first
-use and written as they are to every socket.
+use, unless the node has framed them, and written as they are to every socket. Whoever needs the
+single events of framed bytes has them taken apart at the first use.
 """
 
 from collections.abc import Sequence
 
-from edge.core.frames import encode_text
+from steward.model.deliveries import decode_texts, encode_texts
 from steward.model.keys import StreamId
 
 
 class EventBatch:
     """Events `first` to `last` without a hole; each is the exact text of one message."""
 
-    __slots__ = ("_frames", "_text", "events", "first", "last")
+    __slots__ = ("_events", "_frames", "_text", "first", "last")
 
     def __init__(self, first: int, events: Sequence[bytes]) -> None:
         """`events` is not empty."""
         self.first = first
         self.last = first + len(events) - 1
-        self.events = events
+        self._events: Sequence[bytes] | None = events
         self._frames: bytes | None = None
         self._text: bytes | None = None
 
+    @classmethod
+    def framed(cls, first: int, count: int, frames: bytes) -> "EventBatch":
+        """`count` events as WebSocket text frames, joined."""
+        batch = cls.__new__(cls)
+        batch.first = first
+        batch.last = first + count - 1
+        batch._events = None
+        batch._frames = frames
+        batch._text = None
+        return batch
+
+    @property
+    def events(self) -> Sequence[bytes]:
+        """The texts of the events."""
+        events = self._events
+        if events is None:
+            events = self._events = decode_texts(self.frames())
+        return events
+
     @property
     def size(self) -> int:
-        """Bytes of the events."""
-        return sum(map(len, self.events))
+        """Bytes of the events; of their frames, for as long as nobody took these apart."""
+        events = self._events
+        if events is None:
+            return len(self.frames())
+        return sum(map(len, events))
 
     def frames(self) -> bytes:
         """The events as WebSocket text frames, joined."""
         frames = self._frames
         if frames is None:
-            events = self.events
-            if len(events) == 1:
-                frames = encode_text(events[0])
-            else:
-                frames = b"".join(map(encode_text, events))
-            self._frames = frames
+            frames = self._frames = encode_texts(self.events)
         return frames
 
     def text(self, stream_id: StreamId) -> bytes:

@@ -7,7 +7,8 @@ are minimal, a message (fragmented or not) never grows over the limit and is ref
 before its bytes are kept, text is UTF-8. It does not answer pings, keep close
 handshakes or negotiate extensions: there are none.
 
-The `encode_*` functions make unmasked server frames: a header joined with the payload.
+The `encode_*` functions make control frames of a server; those of text messages are made by
+`steward.model.deliveries`.
 """
 
 from typing import Final, NamedTuple
@@ -28,10 +29,10 @@ CLOSE_TOO_LARGE: Final = 1009
 MAX_CONTROL_BYTES: Final = 125
 
 _FIN: Final = 0x80
+_WHOLE_TEXT: Final = _FIN | TEXT
 _RESERVED: Final = 0x70
 _MASKED: Final = 0x80
 _ZERO_MASK: Final = b"\0\0\0\0"
-_SHORT_TEXT: Final = tuple(bytes((_FIN | TEXT, size)) for size in range(126))
 
 
 class FrameViolation(Exception):
@@ -88,14 +89,36 @@ class FrameReader:
             self._position = 0
         self._buffer += data
 
+    def alone(self, data: bytes) -> bytes | None:
+        """The payload of a text message, if `data` is exactly that and nothing waits before it.
+
+        None: `receive` it instead. Nothing of it is kept either way, and whether it is UTF-8 is
+        for the caller to see.
+        """
+        have = len(data)
+        if have < 6 or data[0] != _WHOLE_TEXT or self._message is not None or self._buffer:
+            return None
+        size = data[1] - _MASKED
+        start = 6
+        if size == 126:
+            size = data[2] << 8 | data[3]
+            start = 8
+            if size < 126:
+                return None
+        if have != start + size or size > self._limit:
+            return None
+        return unmask(data[start:], data[start - 4 : start])
+
+    @property
+    def empty(self) -> bool:
+        """Whether every byte that came was taken out."""
+        return not self._buffer
+
     def next(self) -> Frame | None:
         """The next frame; None when more bytes are needed. Raises FrameViolation."""
         while True:
             frame = self._take()
             if frame is None:
-                if self._position == len(self._buffer) and self._position:
-                    self._buffer = b""
-                    self._position = 0
                 return None
             final, opcode, payload = frame
             if opcode >= CLOSE:
@@ -126,7 +149,8 @@ class FrameReader:
         first, second = buffer[at], buffer[at + 1]
         opcode, final = first & 0x0F, first & _FIN
         size = second & 0x7F
-        self._check_start(first, second, opcode, final, size)
+        if first != _WHOLE_TEXT or second < _MASKED or self._message is not None:
+            self._check_start(first, second, opcode, final, size)
         head = 6
         if size == 126:
             if have < 4:
@@ -149,8 +173,13 @@ class FrameReader:
         start = at + head
         if have < head + size:
             return None
-        payload = unmask(buffer[start : start + size], buffer[start - 4 : start])
-        self._position = start + size
+        end = start + size
+        payload = unmask(buffer[start:end], buffer[start - 4 : start])
+        if end == len(buffer):
+            self._buffer = b""
+            self._position = 0
+        else:
+            self._position = end
         return final, opcode, payload
 
     def _check_start(self, first: int, second: int, opcode: int, final: int, size: int) -> None:
@@ -182,16 +211,6 @@ def parse_close(payload: bytes) -> tuple[int, str]:
         return code, payload[2:].decode()
     except UnicodeDecodeError:
         raise FrameViolation(CLOSE_BAD_TEXT, "a close reason that is not UTF-8") from None
-
-
-def encode_text(payload: bytes) -> bytes:
-    """A whole text message: header and payload joined."""
-    size = len(payload)
-    if size < 126:
-        return _SHORT_TEXT[size] + payload
-    if size < 65_536:
-        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
-    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
 
 
 def encode_control(opcode: int, payload: bytes = b"") -> bytes:

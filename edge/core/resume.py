@@ -58,6 +58,13 @@ def parse_resume(after: str | None, stream: str | None) -> ResumePoint:
     return ResumePoint(position, None if stream is None else StreamId(stream))
 
 
+def parse_merge(merge: str | None) -> bool:
+    """Whether a query asks for merged deltas. Raises StewardError(PROTOCOL_VIOLATION)."""
+    if merge not in (None, "0", "1"):
+        raise StewardError(Reason.PROTOCOL_VIOLATION, "merge is 1 or 0")
+    return merge == "1"
+
+
 def parse_last_event_id(text: str) -> ResumePoint:
     """The point named by `Last-Event-ID: <stream_id>:<sequence>`. Raises StewardError."""
     stream, colon, sequence = text.rpartition(":")

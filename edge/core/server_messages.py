@@ -31,28 +31,31 @@ def ready(
     resume: Resume,
     token_expires_at: str,
     limits: Limits,
+    *,
+    merge: bool = False,
 ) -> bytes:
-    """The first frame of a connection."""
+    """The first frame of a connection. `merge` echoes that it asked for merged deltas."""
     seconds = limits.heartbeat_ms / 1000
-    return orjson.dumps(
-        {
-            "type": "ready",
-            "connection_id": connection_id,
-            "tenant_id": user.tenant,
-            "user_id": user.user,
-            "stream_id": head.stream_id,
-            "sequence": head.sequence,
-            "resume": resume.value,
-            "manager": {"node_id": head.node_id, "epoch": head.epoch},
-            "token_expires_at": token_expires_at,
-            "limits": {
-                "max_message_bytes": limits.max_message_bytes,
-                "messages_per_minute": limits.messages_per_minute,
-                "max_connections": limits.max_connections,
-                "heartbeat_seconds": int(seconds) if seconds.is_integer() else seconds,
-            },
-        }
-    )
+    frame: dict[str, Any] = {
+        "type": "ready",
+        "connection_id": connection_id,
+        "tenant_id": user.tenant,
+        "user_id": user.user,
+        "stream_id": head.stream_id,
+        "sequence": head.sequence,
+        "resume": resume.value,
+        "manager": {"node_id": head.node_id, "epoch": head.epoch},
+        "token_expires_at": token_expires_at,
+        "limits": {
+            "max_message_bytes": limits.max_message_bytes,
+            "messages_per_minute": limits.messages_per_minute,
+            "max_connections": limits.max_connections,
+            "heartbeat_seconds": int(seconds) if seconds.is_integer() else seconds,
+        },
+    }
+    if merge:
+        frame["merge"] = True
+    return orjson.dumps(frame)
 
 
 def accepted(answer: Accepted) -> bytes:

@@ -27,6 +27,7 @@ from edge.core.client_messages import (
     MessageRefused,
     Ping,
     parse_message,
+    parse_ping,
 )
 from edge.core.commands import Accepted, CommandOutcome, Refused
 from edge.core.frames import CLOSE_NORMAL, CLOSE_TOO_LARGE
@@ -82,6 +83,9 @@ class SessionState(Enum):
     LIVE = auto()
     CLOSING = auto()
 
+
+# An attribute of an enum is looked up slowly, and this one is for every event.
+_LIVE: Final = SessionState.LIVE
 
 _CLOSE_CODES: Final = {
     reason: code
@@ -154,13 +158,24 @@ class EdgeSession:
     def offer(self, batch: EventBatch) -> bool:
         """Take a live batch. True: the driver writes it, as it is, now.
 
-        False: it was buffered, or is known already, or the session is not there yet.
+        False: it is to be buffered, or is known already, or the session is not there yet.
         `repair` tells whether something has to be done about it.
         """
-        if self.state is SessionState.LIVE and batch.first == self.next:
-            self.next = batch.last + 1
+        return self.offer_next(batch.first, batch.last + 1)
+
+    def offer_next(self, first: int, following: int) -> bool:
+        """`offer` for the events from `first` to before `following`, without a batch of them."""
+        if self.next == first and self.state is _LIVE:
+            self.next = following
             return True
         return False
+
+    def answer(self, payload: bytes) -> bytes | None:
+        """The answer to a ping of a live session. None: `handle` it as `TextReceived`."""
+        if self.state is not _LIVE:
+            return None
+        t = parse_ping(payload)
+        return None if t is None else say.pong(t)
 
     def repair(self, now_ms: int, batch: EventBatch) -> list[Effect]:
         """What to do with a batch that `offer` did not take."""
@@ -235,8 +250,8 @@ class EdgeSession:
                 return self._on_attach_failed(now_ms, reason)
             case PageRead(batch):
                 return self._on_page(now_ms, batch)
-            case ReadFailed():
-                return self._end(now_ms, Reason.INTERNAL)
+            case ReadFailed(reason):
+                return self._end(now_ms, reason)
             case CommandSettled(ref, outcome):
                 return self._on_settled(now_ms, ref, outcome)
             case TokenChecked(identity, expires_ms, expires_text):
@@ -348,6 +363,7 @@ class EdgeSession:
                     self.resume,
                     start.expires_text,
                     start.limits,
+                    merge=start.merge,
                 ),
             )
         ]

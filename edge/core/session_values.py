@@ -17,7 +17,8 @@ class SessionStart:
     """What a connection begins with. Times are the driver's monotonic milliseconds.
 
     `heard` says that a client of this kind sends bytes on its own (a WebSocket answers
-    pings), so that silence means it is gone. `aged_ms` 0: no limit of age.
+    pings), so that silence means it is gone. `aged_ms` 0: no limit of age. `merge`: `ready`
+    says that deltas may come merged; the driver merges.
     """
 
     connection_id: ConnectionId
@@ -29,6 +30,7 @@ class SessionStart:
     expires_text: str
     heard: bool = True
     aged_ms: int = 0
+    merge: bool = False
 
 
 # ---- commands
@@ -67,7 +69,12 @@ class PageRead:
 
 @dataclass(frozen=True, slots=True)
 class ReadFailed:
-    """The page can't be had any more (compacted away, or another stream)."""
+    """The page can't be had any more.
+
+    MANAGER_UNAVAILABLE when the log keeps only what comes later: who comes again, begins there.
+    """
+
+    reason: Reason = Reason.INTERNAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from edge.core.attachment_values import (
     Settle,
     Submit,
     Tick,
+    Trimmed,
     Vacated,
 )
 from edge.core.batch import EventBatch
@@ -44,20 +45,23 @@ from edge.core.session_values import (
     CommandSettled,
     End,
     ReadPage,
-    Send,
     StreamAttached,
 )
 from edge.host.connection import Connection
 from edge.host.wheel import TimerWheel
 from edge.uplink.port import Nodes, Registry
 from steward.errors import Reason, StewardError
-from steward.model.keys import NodeIncarnation, UserKey
+from steward.model.deliveries import user_check
+from steward.model.keys import NodeIncarnation, StreamId, UserKey
 from steward.model.placement import Placement
 from steward.model.violations import ViolationKind
 from steward.runtime.clock import boot_ms
 from steward.telemetry.tracing import Tracing
 
 _log = logging.getLogger(__name__)
+
+# No delivery is of it.
+NO_EPOCH = -1
 
 Outcome = Callable[[CommandOutcome], None]
 
@@ -78,7 +82,7 @@ class Surroundings(Protocol):
 
     def received(self) -> None: ...
 
-    def sent(self, effect: Send) -> None: ...
+    def refused(self, reason: str) -> None: ...
 
     def report(
         self,
@@ -101,18 +105,27 @@ class Audience:
 
     __slots__ = (
         "_around",
+        "_live_epoch",
+        "_live_source",
         "_outcomes",
         "_tickets",
         "_visitors",
         "attachment",
+        "channel",
+        "check",
         "connections",
         "sequence",
         "user",
         "wheel_slot",
     )
 
-    def __init__(self, around: Surroundings, user: UserKey, attachment: Attachment) -> None:
+    def __init__(
+        self, around: Surroundings, user: UserKey, attachment: Attachment, channel: int
+    ) -> None:
+        """`channel` is what the attachment tells nodes."""
         self.user = user
+        self.channel = channel
+        self.check = user_check(user)
         self.attachment = attachment
         # Replaced, never changed: it may be walked while somebody leaves.
         self.connections: tuple[Connection, ...] = ()
@@ -120,6 +133,10 @@ class Audience:
         self.sequence = 0
         self.wheel_slot = 0
         self._around = around
+        # Of the attachment, at hand: the epoch whose deliveries are taken, and whose these are,
+        # once somebody's were.
+        self._live_epoch = NO_EPOCH
+        self._live_source: NodeIncarnation | None = None
         self._visitors = 0
         self._tickets = 0
         self._outcomes: dict[int, Outcome] = {}
@@ -128,14 +145,46 @@ class Audience:
 
     def deliver(self, source: NodeIncarnation, delivery: Delivery) -> int | None:
         """Hand stored events to every connection. How many took them; None: nobody may."""
+        _, epoch, first, events = delivery
         attachment = self.attachment
-        if delivery.epoch != attachment.live_epoch or source != attachment.live_node:
+        if epoch != attachment.live_epoch or source != attachment.live_node:
             return None
-        batch = EventBatch(delivery.first, delivery.events)
+        batch = EventBatch(first, events)
         if batch.last > self.sequence:
             self.sequence = batch.last
         taken = 0
         for connection in self.connections:
+            if connection.deliver(batch):
+                taken += 1
+        return taken
+
+    def deliver_frames(
+        self,
+        now_ms: int,
+        source: NodeIncarnation,
+        epoch: int,
+        first: int,
+        count: int,
+        frames: bytes,
+    ) -> int | None:
+        """The same for events that the node has framed."""
+        if epoch != self._live_epoch:
+            return None
+        if source is not self._live_source:
+            if source != self.attachment.live_node:
+                return None
+            self._live_source = source
+        following = first + count
+        if following > self.sequence:
+            self.sequence = following - 1
+        taken = 0
+        batch: EventBatch | None = None
+        for connection in self.connections:
+            if connection.take(now_ms, first, following, frames):
+                taken += 1
+                continue
+            if batch is None:
+                batch = EventBatch.framed(first, count, frames)
             if connection.deliver(batch):
                 taken += 1
         return taken
@@ -198,6 +247,8 @@ class Audience:
         """Give a command to the attachment and do what it wants. Never raises."""
         try:
             effects = self.attachment.handle(boot_ms(), command)
+            self._live_epoch = self.attachment.live_epoch or NO_EPOCH
+            self._live_source = None
             for effect in effects:
                 self._do(effect)
         except Exception:
@@ -271,6 +322,10 @@ class Audience:
     def submit(self, connection: Connection, ref: str, command: UserCommand) -> None:
         self.command("", command, lambda outcome: connection.handle(CommandSettled(ref, outcome)))
 
+    def trimmed(self, stream_id: StreamId, oldest: int) -> None:
+        """See `Reader` of the replays."""
+        self.handle(Trimmed(stream_id, oldest))
+
     def read_page(self, connection: Connection, page: ReadPage) -> None:
         self._around.read_page(self, connection, page)
 
@@ -280,8 +335,8 @@ class Audience:
     def received(self) -> None:
         self._around.received()
 
-    def sent(self, effect: Send) -> None:
-        self._around.sent(effect)
+    def refused(self, reason: str) -> None:
+        self._around.refused(reason)
 
     def gap(self, connection: Connection, batch: EventBatch) -> None:
         attachment = self.attachment

@@ -21,12 +21,10 @@ from edge.core.frames import (
     PING,
     PONG,
     TEXT,
-    Frame,
     FrameReader,
     FrameViolation,
     encode_close,
     encode_control,
-    encode_text,
     parse_close,
 )
 from edge.core.session import EdgeSession, SessionState
@@ -49,9 +47,11 @@ from edge.core.session_values import (
     Tick,
     Violated,
 )
+from edge.host.direct import NONE, descriptor_of, write_through
 from edge.host.flush import Flusher
 from edge.host.wheel import TimerWheel
 from steward.errors import Reason
+from steward.model.deliveries import encode_text
 from steward.model.violations import ViolationKind
 from steward.runtime.clock import boot_ms
 
@@ -74,8 +74,8 @@ class Owner(Protocol):
         """One client message came in (for the count)."""
         ...
 
-    def sent(self, effect: Send) -> None:
-        """One message of the edge itself goes out (for the count)."""
+    def refused(self, reason: str) -> None:
+        """An error goes out to the client (for the count)."""
         ...
 
     def gap(self, connection: "Connection", batch: EventBatch) -> None:
@@ -99,6 +99,8 @@ class Connection(asyncio.Protocol):
     """What both kinds have. Subclasses say how things look on their wire."""
 
     __slots__ = (
+        "_clear",
+        "_descriptor",
         "_dirty",
         "_flusher",
         "_gone",
@@ -132,6 +134,9 @@ class Connection(asyncio.Protocol):
         self.opened_ms = boot_ms()
         self.transport: asyncio.Transport | None = None
         self.wheel_slot = 0
+        self._descriptor = NONE
+        # The transport holds no bytes and is not to close: what comes may go to the socket now.
+        self._clear = False
         self._flusher = flusher
         self._wheel = wheel
         self._write_limit = write_limit
@@ -157,6 +162,10 @@ class Connection(asyncio.Protocol):
 
     # ---- the hot path
 
+    def take(self, now_ms: int, first: int, following: int, frames: bytes) -> bool:
+        """Send live events as the frames that they came in. False: it needs a batch of them."""
+        return False
+
     def deliver(self, batch: EventBatch) -> bool:
         """Give a live batch to this connection. True: it is on its way as it is."""
         if self.session.offer(batch):
@@ -170,6 +179,10 @@ class Connection(asyncio.Protocol):
         if was is SessionState.LIVE and self.session.state is SessionState.CATCHING_UP:
             self.owner.gap(self, batch)
         return False
+
+    def send_events(self, batch: EventBatch) -> None:
+        """Send events that the session found to be next."""
+        self.write(self.encode_batch(batch))
 
     def write(self, data: bytes) -> None:
         """Send at the end of this loop turn, with what else there is."""
@@ -190,11 +203,15 @@ class Connection(asyncio.Protocol):
             return
         data = pending[0] if len(pending) == 1 else b"".join(pending)
         pending.clear()
-        if transport.get_write_buffer_size() > self._write_limit and not self.session.closing:
+        unsent = 0 if self._clear else transport.get_write_buffer_size()
+        if unsent > self._write_limit and not self.session.closing:
             self.handle(End(Reason.SLOW_CONSUMER))
             return
         if data:
-            transport.write(data)
+            if unsent or self._descriptor < 0:
+                transport.write(data)
+            else:
+                self._clear = write_through(transport, self._descriptor, data)
             self.session.last_out = now_ms
         if self._page is not None and not self._paused:
             self._read_on()
@@ -215,13 +232,22 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def apply(self, effects: list[Effect]) -> None:
-        """Do the effects in order."""
+        """Do the effects in order, then see when the session wants to be woken."""
+        self._perform(effects)
+        self._reschedule()
+
+    def _reschedule(self) -> None:
+        if self.transport is not None:
+            self._wheel.schedule(self, self.session.next_deadline())
+
+    def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
                 case SendEvents(batch):
-                    self.write(self.encode_batch(batch))
+                    self.send_events(batch)
                 case Send():
-                    self.owner.sent(effect)
+                    if effect.reason:
+                        self.owner.refused(effect.reason)
                     self.write(self.encode(effect))
                 case Report(kind, evidence):
                     self.owner.report(kind, evidence)
@@ -241,8 +267,6 @@ class Connection(asyncio.Protocol):
                     self.closing()
                 case Abort():
                     self.abort()
-        if self.transport is not None:
-            self._wheel.schedule(self, self.session.next_deadline())
 
     def closing(self) -> None:
         """The close is on its way. A kind without an answer to it ends here."""
@@ -253,17 +277,18 @@ class Connection(asyncio.Protocol):
             return
         if now_ms >= self.session.next_deadline():
             self.handle(Tick())
-        if self.transport is not None:
-            self._wheel.schedule(self, self.session.next_deadline())
+        self._reschedule()
 
     def abort(self) -> None:
         """End now, without another word."""
+        self._clear = False
         if self.transport is not None:
             self.transport.abort()
 
     def finish(self) -> None:
         """End when all is sent; the session's deadline bounds it."""
         self.flush(boot_ms())
+        self._clear = False
         if self.transport is not None:
             self.transport.close()
 
@@ -277,10 +302,12 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The transport is ours from here on."""
         self.transport = cast(asyncio.Transport, transport)
-        self._wheel.schedule(self, self.session.next_deadline())
+        self._descriptor = descriptor_of(transport)
+        self._reschedule()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        self._clear = False
         self._pending.clear()
         self.handle(PeerLeft())
         self._leave(CLOSE_ABNORMAL)
@@ -321,6 +348,18 @@ class WebSocketConnection(Connection):
     def encode_batch(self, batch: EventBatch) -> bytes:
         return batch.frames()
 
+    def take(self, now_ms: int, first: int, following: int, frames: bytes) -> bool:
+        if not self.session.offer_next(first, following):
+            return False
+        transport = self.transport
+        if self._clear and not self._pending and transport is not None:
+            # Nothing that came before it waits, and the node joins what goes together.
+            self.session.last_out = now_ms
+            self._clear = write_through(transport, self._descriptor, frames)
+        else:
+            self.write(frames)
+        return True
+
     def encode_close(self, effect: Close) -> bytes:
         return encode_close(effect.code, effect.reason)
 
@@ -328,18 +367,31 @@ class WebSocketConnection(Connection):
         return _PING_FRAME
 
     def data_received(self, data: bytes) -> None:
-        self.session.last_in = boot_ms()
-        if self._reader is not None:
-            self._reader.receive(data)
-            self._pump()
+        now_ms = self.session.last_in = boot_ms()
+        reader = self._reader
+        if reader is None:
+            return
+        payload = reader.alone(data)
+        session = self.session
+        if payload is None or not payload.isascii() or not session.accepts_frames:
+            reader.receive(data)
+            self._pump(now_ms)
+            return
+        answer = session.answer(payload)
+        if answer is not None:
+            self.owner.received()
+            self.write(encode_text(answer))
+        else:
+            self._on_text(now_ms, payload)
+            self._set_reading(session.accepts_frames)
 
     def handle(self, command: Command) -> None:
         super().handle(command)
         if not self._reading and self.session.accepts_frames:
             self._set_reading(True)
-            self._pump()
+            self._pump(boot_ms())
 
-    def _pump(self) -> None:
+    def _pump(self, now_ms: int) -> None:
         """Take frames for as long as the session takes them; else stop reading.
 
         A chunk may hold thousands of tiny ones: after some of them others have their turn.
@@ -347,7 +399,7 @@ class WebSocketConnection(Connection):
         session = self.session
         pong: bytes | None = None
         budget = FRAMES_PER_TURN
-        while (reader := self._reader) is not None and session.accepts_frames:
+        while (reader := self._reader) is not None and not reader.empty and session.accepts_frames:
             if not budget:
                 break
             budget -= 1
@@ -355,30 +407,46 @@ class WebSocketConnection(Connection):
                 frame = reader.next()
                 if frame is None:
                     break
-                if frame.opcode == PING:
+                opcode, payload = frame
+                if opcode == TEXT:
+                    self._on_text(now_ms, payload)
+                elif opcode == PING:
                     # The last of several is enough, says the RFC.
-                    pong = frame.payload
-                else:
-                    self._on_frame(frame)
+                    pong = payload
+                elif opcode == BINARY:
+                    self.owner.received()
+                    self.handle(BinaryReceived())
+                elif opcode == CLOSE:
+                    self._on_close(payload)
+                # A pong needs nothing: any inbound byte is a sign of life.
             except FrameViolation as violation:
                 self._reader = None
                 self.handle(Violated(violation.code, violation.message))
         if pong is not None and not session.closing:
             self.write(encode_control(PONG, pong))
-        self._set_reading(bool(budget) and session.accepts_frames)
+        wanted = bool(budget) and session.accepts_frames
+        if wanted is not self._reading:
+            self._set_reading(wanted)
         if not budget and self.transport is not None:
-            asyncio.get_running_loop().call_soon(self._pump)
+            asyncio.get_running_loop().call_soon(self._pump_on)
 
-    def _on_frame(self, frame: Frame) -> None:
-        if frame.opcode == TEXT:
-            self.owner.received()
-            self.handle(TextReceived(frame.payload))
-        elif frame.opcode == BINARY:
-            self.owner.received()
-            self.handle(BinaryReceived())
-        elif frame.opcode == CLOSE:
-            self._on_close(frame.payload)
-        # A pong needs nothing: any inbound byte is a sign of life.
+    def _pump_on(self) -> None:
+        self._pump(boot_ms())
+
+    def _on_text(self, now_ms: int, payload: bytes) -> None:
+        """`handle` for the one command that comes often.
+
+        A message moves no deadline forward, unless it ends the session.
+        """
+        self.owner.received()
+        session = self.session
+        try:
+            self._perform(session.handle(now_ms, TextReceived(payload)))
+        except Exception:
+            _log.exception("a connection ended by an error of this process")
+            self.abort()
+        if session.closing:
+            self._reschedule()
 
     def _on_close(self, payload: bytes) -> None:
         code, _ = parse_close(payload)

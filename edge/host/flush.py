@@ -1,5 +1,7 @@
 """Writes of one loop turn, joined: each connection is written once, however much it got.
 
+What a node has joined already, and nothing waits before, needs none of this.
+
 A connection that gets bytes is marked; at the end of the turn every marked connection
 makes one `transport.write`. There is no writer task and no queue per connection.
 """
@@ -37,6 +39,12 @@ class Flusher:
         """Deliveries came off a stream: their way to the sockets is timed from here."""
         if not self._since:
             self._since = time.perf_counter()
+
+    def end(self) -> None:
+        """They are out, if nothing of them waits for the end of the turn."""
+        if self._since and not self._dirty:
+            self._seconds.observe(time.perf_counter() - self._since)
+            self._since = 0.0
 
     def mark(self, connection: Flushed) -> None:
         """Flush this connection at the end of the turn. The caller marks once a turn."""

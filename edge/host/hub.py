@@ -21,20 +21,20 @@ from itertools import count
 from edge.core.attachment import Attachment
 from edge.core.attachment_values import Answered, Evicted, NodeLost, PlacementMoved
 from edge.core.commands import Answer, CommandOutcome, Delivery, UserCommand
-from edge.core.resume import ResumePoint
+from edge.core.resume import Resume, ResumePoint
 from edge.core.server_messages import Limits
 from edge.core.session import EdgeSession
 from edge.core.session_values import (
     End,
     Leave,
     ReadPage,
-    Send,
     SessionStart,
     TokenChecked,
 )
 from edge.host.audience import Audience
 from edge.host.connection import Connection, EventStreamConnection, WebSocketConnection
 from edge.host.flush import Flusher
+from edge.host.merging import MergingConnection
 from edge.host.replays import Replays
 from edge.host.wheel import TICK_MS, TimerWheel
 from edge.uplink.port import (
@@ -47,6 +47,7 @@ from edge.uplink.port import (
     Violations,
 )
 from steward.errors import ERRORS, Reason, StewardError
+from steward.model.deliveries import HEAD, decode_texts, user_check
 from steward.model.identity import Identity
 from steward.model.keys import ConnectionId, Epoch, NodeIncarnation, UserKey
 from steward.model.placement import Placement
@@ -106,6 +107,10 @@ class Hub:
         self._audiences: dict[UserKey, Audience] = {}
         # Users who left, and the last epoch they had here: late deliveries are no offence.
         self._departed: dict[UserKey, int] = {}
+        # By what nodes call the user in packed deliveries. No number comes twice.
+        self._channels: dict[int, Audience] = {}
+        self._channel_numbers = count(1)
+        self._departed_channels: dict[int, UserKey] = {}
         self._connections: set[Connection] = set()
         self._command_ids = count(1)
         self._random = random.Random()
@@ -113,8 +118,11 @@ class Hub:
         self._empty = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._frames_in = metrics.frames_in
+        # Client messages that are not in the metric yet.
+        self._received = 0
         self._events_out = metrics.events_out
         self._dropped = metrics.dropped
+        self._resumes = {kind: metrics.resumes.labels(resume=kind.value) for kind in Resume}
         self._open = {
             kind: metrics.connections.labels(kind=kind)
             for kind in (WebSocketConnection.KIND, EventStreamConnection.KIND)
@@ -166,6 +174,9 @@ class Hub:
 
     def _turn(self) -> None:
         self._timer = self._loop.call_later(TICK_MS / 1000, self._turn)
+        if self._received:
+            self._frames_in.inc(self._received)
+            self._received = 0
         self.wheel.advance(boot_ms())
 
     # ---- connections
@@ -217,11 +228,13 @@ class Hub:
         client_id: str,
         *,
         websocket: bool,
+        merge: bool = False,
         received: bytes = b"",
     ) -> Connection:
         """Take a transport over, after its handshake was answered. Never waits.
 
-        `received` are bytes that came behind the handshake.
+        `merge`: a WebSocket that asked for merged deltas. `received` are bytes that came behind
+        the handshake.
         """
         now_ms = boot_ms()
         settings = self.settings
@@ -236,13 +249,15 @@ class Hub:
             expires_text=rfc3339(identity.expires_at_ms),
             heard=websocket,
             aged_ms=now_ms + age_ms - self._random.randrange(age_ms // 10 + 1) if age_ms else 0,
+            merge=merge,
         )
         audience = self._audience(identity.user)
         session = EdgeSession(now_ms, start)
         connection: Connection
         limit = settings.max_write_buffer_bytes
         if websocket:
-            connection = WebSocketConnection(
+            kind = MergingConnection if merge else WebSocketConnection
+            connection = kind(
                 audience,
                 session,
                 self._flusher,
@@ -273,8 +288,10 @@ class Hub:
                 self.settings.limits.messages_per_minute,
                 self._command_ids,
                 self._random.randrange(1001),
+                channel := next(self._channel_numbers),
             )
-            audience = self._audiences[user] = Audience(self, user, attachment)
+            audience = self._audiences[user] = Audience(self, user, attachment, channel)
+            self._channels[channel] = audience
             self._metrics.users.set(len(self._audiences))
         return audience
 
@@ -341,15 +358,14 @@ class Hub:
     def attached(self, connection: Connection) -> None:
         resume = connection.session.resume
         if resume is not None:
-            self._metrics.resumes.labels(resume=resume.value).inc()
+            self._resumes[resume].inc()
             self._metrics.attach_seconds.observe((boot_ms() - connection.opened_ms) / 1000)
 
     def received(self) -> None:
-        self._frames_in.inc()
+        self._received += 1
 
-    def sent(self, effect: Send) -> None:
-        if effect.kind == "error":
-            self._metrics.errors.labels(reason=effect.reason).inc()
+    def refused(self, reason: str) -> None:
+        self._metrics.errors.labels(reason=reason).inc()
 
     def report(
         self,
@@ -380,6 +396,10 @@ class Hub:
             self._departed[audience.user] = audience.attachment.max_epoch
             if len(self._departed) > MOST_DEPARTED:
                 del self._departed[next(iter(self._departed))]
+            del self._channels[audience.channel]
+            self._departed_channels[audience.channel] = audience.user
+            if len(self._departed_channels) > MOST_DEPARTED:
+                del self._departed_channels[next(iter(self._departed_channels))]
             self._metrics.users.set(len(self._audiences))
 
     # ---- what peers say
@@ -405,12 +425,60 @@ class Hub:
                 continue
             written += taken * len(delivery.events)
             if traced:
-                self._trace(delivery, began_ns, taken)
+                self._trace(delivery.events, began_ns, taken)
         if written:
             self._events_out.inc(written)
 
-    def _trace(self, delivery: Delivery, began_ns: int, taken: int) -> None:
-        for event in delivery.events:
+    def delivered_packed(self, source: NodeIncarnation, heads: bytes, frames: bytes) -> None:
+        """The hot path for users with a channel. See the port."""
+        self._flusher.begin()
+        channels = self._channels
+        traced = self.tracing.enabled
+        began_ns = time.time_ns() if traced else 0
+        now_ms = boot_ms()
+        size = len(frames)
+        if len(heads) % HEAD.size:
+            raise StewardError(Reason.PROTOCOL_VIOLATION, "a head of a delivery is cut off")
+        written = at = 0
+        for channel, epoch, first, events, length, check in HEAD.iter_unpack(heads):
+            end = at + length
+            if end > size:
+                raise StewardError(Reason.PROTOCOL_VIOLATION, "deliveries without their frames")
+            audience = channels.get(channel)
+            if audience is None or audience.check != check:
+                self._refuse_channel(source, channel, epoch, first, check)
+            else:
+                part = frames[at:end]
+                taken = audience.deliver_frames(now_ms, source, epoch, first, events, part)
+                if taken is None:
+                    late = Delivery(audience.user, Epoch(epoch), first, [])
+                    self._refuse(audience, source, late)
+                else:
+                    written += taken * events
+                    if traced:
+                        self._trace(decode_texts(part), began_ns, taken)
+            at = end
+        if written:
+            self._events_out.inc(written)
+        self._flusher.end()
+
+    def _refuse_channel(
+        self, source: NodeIncarnation, channel: int, epoch: int, first: int, check: int
+    ) -> None:
+        """A delivery on a channel that is nobody's, no longer somebody's, or somebody else's."""
+        audience = self._channels.get(channel)
+        user = self._departed_channels.get(channel) if audience is None else audience.user
+        if user is None or user_check(user) != check:
+            text = f"event {first} came on channel {channel}, which is not of its user"
+            self.report(ViolationKind.FOREIGN_DELIVERY, text, user, epoch, source)
+            return
+        # Of somebody who left, and may be back by now.
+        again = self._audiences.get(user)
+        if again is None or epoch > again.attachment.max_epoch:
+            self._refuse(again, source, Delivery(user, Epoch(epoch), first, []))
+
+    def _trace(self, events: Sequence[bytes], began_ns: int, taken: int) -> None:
+        for event in events:
             at = event.find(_TRACE_FIELD)
             if at < 0:
                 continue
@@ -504,6 +572,11 @@ class Hub:
         if audience is not None:
             _log.info("the sessions of a user were ended", extra=fields(cause=cause))
             audience.handle(Evicted())
+
+    def count_connections(self, users: Sequence[UserKey]) -> tuple[int, list[int]]:
+        """Of all users, and of each of these; an operator asks, through the registry."""
+        audiences = [self._audiences.get(user) for user in users]
+        return len(self._connections), [len(a.connections) if a else 0 for a in audiences]
 
     def user_revoked(self, user: UserKey, issued_before_ms: int) -> None:
         audience = self._audiences.get(user)

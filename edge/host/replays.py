@@ -1,8 +1,9 @@
 """Replays: pages of the log for connections that catch up.
 
 A page is tried for until there is something to send, the connection is gone, or it can't be
-had any more: a log that is away delays a replay and ends nothing. At most `READS_AT_ONCE`
-are read at a time.
+had any more: a log that is away delays a replay and ends nothing. One whose next events are not
+kept any more ends its connection, which comes back and is told `reset`. At most
+`READS_AT_ONCE` are read at a time.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from edge.core.session_values import PageRead, ReadFailed, ReadPage
 from edge.host.connection import Connection
 from edge.uplink.port import EventPage, EventRange, Nodes
 from steward.errors import Reason, StewardError
-from steward.model.keys import UserKey
+from steward.model.keys import StreamId, UserKey
 from steward.model.placement import Placement
 
 PAGE_EVENTS = 500
@@ -32,6 +33,10 @@ class Reader(Protocol):
 
     @property
     def placement(self) -> Placement | None: ...
+
+    def trimmed(self, stream_id: StreamId, oldest: int) -> None:
+        """The log keeps the events from `oldest` on: whoever comes begins there."""
+        ...
 
 
 class Replays:
@@ -66,9 +71,14 @@ class Replays:
                     read = await self._nodes.read_events(reader.user, wanted, reader.placement)
             except StewardError as error:
                 if error.reason is Reason.POSITION_COMPACTED:
-                    connection.handle(ReadFailed())
+                    connection.handle(ReadFailed(Reason.MANAGER_UNAVAILABLE))
                     return
             else:
+                if read.stream_id == connection.session.stream_id and read.oldest > page.after + 1:
+                    # It was told that it would get them. Coming again, it is told that it can't.
+                    reader.trimmed(read.stream_id, read.oldest)
+                    connection.handle(ReadFailed(Reason.MANAGER_UNAVAILABLE))
+                    return
                 if read.events:
                     connection.handle(_page(read, connection.session, page.after + 1))
                     return

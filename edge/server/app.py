@@ -146,4 +146,6 @@ def make_runner(app: web.Application) -> web.AppRunner:
         keepalive_timeout=IDLE_S,
         shutdown_timeout=0.5,
         auto_decompress=False,
+        # Heartbeats find dead peers long before the kernel would.
+        tcp_keepalive=False,
     )

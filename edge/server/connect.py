@@ -11,7 +11,13 @@ from collections.abc import Sequence
 
 from aiohttp import hdrs, web
 
-from edge.core.resume import ResumePoint, is_id, parse_last_event_id, parse_resume
+from edge.core.resume import (
+    ResumePoint,
+    is_id,
+    parse_last_event_id,
+    parse_merge,
+    parse_resume,
+)
 from edge.host.hub import Hub
 from edge.server.credentials import (
     SUBPROTOCOL,
@@ -43,6 +49,7 @@ class Connect:
     def __init__(self, hub: Hub, metrics: EdgeMetrics) -> None:
         self._hub = hub
         self._handshakes = metrics.handshakes
+        self._accepted = metrics.handshakes.labels(result="accepted")
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
         """`GET /v1/connect`. Raises StewardError instead of upgrading."""
@@ -63,6 +70,7 @@ class Connect:
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         key = _websocket_key(request)
         point, client_id = _query(request)
+        merge = parse_merge(one(request, "merge"))
         subprotocols = parse_subprotocols(request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, ()))
         tickets = request.query.getall("ticket", ())
         identity = await identify(self._hub, request, subprotocols, tickets)
@@ -75,10 +83,14 @@ class Connect:
         if SUBPROTOCOL in subprotocols:
             head.append(f"Sec-WebSocket-Protocol: {SUBPROTOCOL}")
         answer = ("\r\n".join(head) + "\r\n\r\n").encode()
-        return self._hand_over(request, identity, point, client_id, answer, websocket=True)
+        return self._hand_over(
+            request, identity, point, client_id, answer, websocket=True, merge=merge
+        )
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         point, client_id = _query(request)
+        if parse_merge(one(request, "merge")):
+            raise StewardError(Reason.PROTOCOL_VIOLATION, "merge=1 is for WebSockets; leave it out")
         last = request.headers.get("Last-Event-ID", "")
         if last:
             point = parse_last_event_id(last)
@@ -95,6 +107,7 @@ class Connect:
         answer: bytes,
         *,
         websocket: bool,
+        merge: bool = False,
     ) -> web.StreamResponse:
         """Check the limits, answer, and give the transport to the hub, all in one turn."""
         refusal = self._hub.refusal(identity.user, client_id)
@@ -106,9 +119,15 @@ class Connect:
         transport.write(answer)
         received = detach(request, transport)
         self._hub.connect(
-            transport, identity, point, client_id, websocket=websocket, received=received
+            transport,
+            identity,
+            point,
+            client_id,
+            websocket=websocket,
+            merge=merge,
+            received=received,
         )
-        self._handshakes.labels(result="accepted").inc()
+        self._accepted.inc()
         return TakenOver()
 
 

@@ -98,7 +98,7 @@ class App {
   /** Run a client until it ends. */
   #session(token, position) {
     const isFirst = this.#client === null;
-    const client = new Client({ token, position });
+    const client = new Client({ token, position, merge: true });
     this.#client = client;
     if (isFirst) this.#openThread(threadOfAddress(), { load: false });
     client.addEventListener("opened", ({ detail }) => this.#onOpened(client, detail));

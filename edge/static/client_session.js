@@ -356,11 +356,15 @@ export class ClientSession {
   #onEvent(nowMs, frame, random) {
     if (frame.sequence === undefined && frame.stream_id === undefined) return [];
     const { sequence, epoch, stream_id: streamId } = frame;
-    if (!Number.isSafeInteger(sequence) || streamId !== this.#streamId) {
+    // Of a merged event the first that it stands for.
+    const first = frame.from_sequence === undefined ? sequence : frame.from_sequence;
+    const isCounted = Number.isSafeInteger(sequence) && Number.isSafeInteger(first);
+    if (!isCounted || first < 0 || streamId !== this.#streamId) {
       return this.#breakOff(nowMs, "BAD_FRAME", random);
     }
     if (sequence <= this.#sequence) return [];
-    if (sequence !== this.#sequence + 1 && !this.#takesAnyNext) {
+    // Also when it stands for some that were delivered: their text would come twice.
+    if (first > sequence || (first !== this.#sequence + 1 && !this.#takesAnyNext)) {
       return this.#breakOff(nowMs, "GAP", random);
     }
     if (!Number.isSafeInteger(epoch) || epoch < this.#epoch) {

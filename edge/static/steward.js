@@ -53,6 +53,7 @@ export class Client extends EventTarget {
   #asking = null;
   #auth;
   #clientId;
+  #merge;
   #WebSocket;
   #fetch;
 
@@ -80,6 +81,8 @@ export class Client extends EventTarget {
    * @param {string} [options.clientId] id of this tab or device; a second connection with it takes over
    * @param {"ticket"|"subprotocol"} [options.auth] how the socket is authenticated: by a one-use ticket
    *   (refusals can be told apart), or by the token as a subprotocol (one round trip less)
+   * @param {boolean} [options.merge] lets the server send neighbouring deltas of one text as one event,
+   *   with `from_sequence`, while this client reads too slowly; `ready.merge` says whether it does
    * @param {typeof globalThis.WebSocket} [options.WebSocket] for Node before 22
    * @param {typeof globalThis.fetch} [options.fetch]
    */
@@ -89,6 +92,7 @@ export class Client extends EventTarget {
     position = null,
     clientId = newId(),
     auth = "ticket",
+    merge = false,
     WebSocket = globalThis.WebSocket,
     fetch = globalThis.fetch,
   }) {
@@ -101,6 +105,7 @@ export class Client extends EventTarget {
     this.#token = typeof token === "function" ? null : token;
     this.#auth = auth;
     this.#clientId = clientId;
+    this.#merge = merge;
     this.#WebSocket = WebSocket;
     this.#fetch = (...request) => fetch(...request);
     this.#session = new ClientSession({
@@ -365,6 +370,7 @@ export class Client extends EventTarget {
     if (effect.after !== undefined) address.searchParams.set("after", effect.after);
     if (effect.stream !== undefined) address.searchParams.set("stream", effect.stream);
     address.searchParams.set("client", this.#clientId);
+    if (this.#merge) address.searchParams.set("merge", "1");
     const protocols = [SUBPROTOCOL];
     try {
       const token = await this.#getToken(effect.new_token ? "refused" : "start");

@@ -36,6 +36,7 @@ const ENVELOPE = {
   "run_id?": isName,
   "agent?": isName,
   "parent_run_id?": isName,
+  "from_sequence?": isOrdinal,
 };
 const ERROR = { type: isName, message: isText };
 const DATA = {
@@ -132,15 +133,17 @@ export class StreamRules {
     this.findings.push({ kind, sequence, text });
   }
 
-  #checkPosition({ stream_id: stream, epoch }, at) {
+  #checkPosition({ stream_id: stream, epoch, from_sequence: merged }, at) {
     const last = this.#last;
     if (isCount(at)) {
+      // A merged event stands for those from `first` on.
+      const first = isCount(merged) && merged <= at ? merged : at;
       this.#last = last === null ? at : Math.max(last, at);
-      if (last === null) this.#fromStart = at <= 1;
-      else if (at <= last) {
+      if (last === null) this.#fromStart = first <= 1;
+      else if (first <= last) {
         this.#find("repeat", at, `${last} was seen already`);
         return false;
-      } else if (at > last + 1) {
+      } else if (first > last + 1) {
         this.#find("gap", at, `${last} was the one before`);
         this.#fromStart = false;
       }
@@ -158,7 +161,11 @@ export class StreamRules {
 
   #checkFields(event, at) {
     this.#checkShape(event, ENVELOPE, at, "the event");
-    const { type, data } = event;
+    const { type, data, from_sequence: first } = event;
+    if (first !== undefined && isText(type)) {
+      const isMerged = !(isOrdinal(first) && isOrdinal(at)) || first < at;
+      if (type !== "agent_text" || !isMerged) this.#find("wrong_merge", at, `${type} from ${first}`);
+    }
     for (const name of NEEDS[type] ?? []) {
       if (!(name in event)) this.#find("missing_field", at, `${type} has no ${name}`);
     }

@@ -141,6 +141,8 @@ class NodeLink:
             owner.listener.answered([answer_of(answer) for answer in batch.answers])
         if batch.deliveries:
             owner.listener.delivered(self.incarnation, deliveries_of(batch.deliveries))
+        if heads := batch.heads:
+            owner.listener.delivered_packed(self.incarnation, heads, batch.frames)
         for number in batch.probes:
             owner.echoed(self, number)
 

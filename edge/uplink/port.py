@@ -85,6 +85,10 @@ class RegistryListener(Protocol):
 
     def user_evicted(self, user: UserKey, cause: str) -> None: ...
 
+    def count_connections(self, users: Sequence[UserKey]) -> tuple[int, list[int]]:
+        """How many are open here: all, and those of each of these users."""
+        ...
+
 
 class AuthListener(Protocol):
     """What auth pushes."""
@@ -99,6 +103,13 @@ class NodeListener(Protocol):
 
     def delivered(self, source: NodeIncarnation, deliveries: Sequence[Delivery]) -> None:
         """Events from this node's stream. Nothing comes of one that was dropped."""
+        ...
+
+    def delivered_packed(self, source: NodeIncarnation, heads: bytes, frames: bytes) -> None:
+        """The same for users whose attach named a channel; see `steward.model.deliveries`.
+
+        Raises StewardError(PROTOCOL_VIOLATION) when heads and frames don't fit.
+        """
         ...
 
     def node_lost(self, incarnation: NodeIncarnation, why: str, *, reached: bool) -> None:

@@ -36,13 +36,8 @@ class _Query:
     traceparent: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Unreachable:
-    incarnation: NodeIncarnation
-    evidence: str
-
-
-_Item = _Query | _Unreachable
+# A query, or a message that is ready to go.
+_Item = _Query | pb.HoldEdgeSessionRequest
 
 
 class GrpcRegistry:
@@ -105,7 +100,10 @@ class GrpcRegistry:
     def report_unreachable(self, incarnation: NodeIncarnation, evidence: str) -> None:
         """See the port. Dropped while the registry is away: it then learns by itself."""
         if self._connected:
-            self._put(_Unreachable(incarnation, evidence))
+            report = pb.ReportUnreachable(
+                node_id=incarnation.node_id, node_rev=incarnation.node_rev, evidence=evidence
+            )
+            self._put(pb.HoldEdgeSessionRequest(unreachable=report))
 
     async def close(self) -> None:
         """End the session. Safe to call twice."""
@@ -142,23 +140,18 @@ class GrpcRegistry:
 
     def _pack(self, items: list[_Item]) -> pb.HoldEdgeSessionRequest:
         queries: list[_Query] = []
-        reports: list[_Unreachable] = []
+        ready: list[pb.HoldEdgeSessionRequest] = []
         for item in items:
-            if isinstance(item, _Unreachable):
-                reports.append(item)
+            if isinstance(item, pb.HoldEdgeSessionRequest):
+                ready.append(item)
             elif self._questions.waits(item.number):
                 queries.append(item)
-        if reports:
+        if ready:
             # One body a message: what else was taken goes back into the box.
-            rest: list[_Item] = [*reports[1:], *queries]
+            rest: list[_Item] = [*ready[1:], *queries]
             for item in rest:
                 self._put(item)
-            incarnation, evidence = reports[0].incarnation, reports[0].evidence
-            return pb.HoldEdgeSessionRequest(
-                unreachable=pb.ReportUnreachable(
-                    node_id=incarnation.node_id, node_rev=incarnation.node_rev, evidence=evidence
-                )
-            )
+            return ready[0]
         self._last_message += 1
         self._messages[self._last_message] = [query.number for query in queries]
         return pb.HoldEdgeSessionRequest(
@@ -201,5 +194,14 @@ class GrpcRegistry:
                 self._listener.cluster_nodes(nodes_of(message.nodes))
             case "evicted":
                 self._listener.user_evicted(user_of(message.evicted.user), message.evicted.cause)
+            case "ask_connections":
+                asked = message.ask_connections
+                open_, of_users = self._listener.count_connections(
+                    [user_of(user) for user in asked.users]
+                )
+                report = pb.ReportConnections(
+                    question=asked.question, open=open_, of_users=of_users
+                )
+                self._put(pb.HoldEdgeSessionRequest(connections=report))
             case _:
                 pass

@@ -107,18 +107,6 @@ class ReleasePlacements:
 
 
 @dataclass(frozen=True, slots=True)
-class ReportRefusal:
-    """A guard of the node worked; kept as a violation. `kind` is one of `ViolationKind`."""
-
-    peer: PeerId
-    kind: str
-    user: UserKey | None
-    epoch: Epoch
-    evidence: str
-    traceparent: str
-
-
-@dataclass(frozen=True, slots=True)
 class ReportLogHead:
     """A node's answer to `AskLogHead`; also unasked, when it met a higher fence."""
 
@@ -252,7 +240,6 @@ Command = (
     | AnnounceDrain
     | ConfirmPlacements
     | ReleasePlacements
-    | ReportRefusal
     | ReportLogHead
     | AdoptUsers
     | OpenEdgeSession

@@ -17,8 +17,9 @@ class RegistryConfig:
     # A resolve waits this long for a node, a release or the store, then it is refused.
     resolve_wait_ms: int = 2_000
     retry_after_ms: int = 1_000
-    # One store transaction: what is waiting, at most this many operations.
-    batch_operations: int = 100
+    # One store transaction: what is waiting, at most this many operations, and no more than the
+    # engine takes (`StoreView.most_operations`).
+    batch_operations: int = 512
     batches_in_flight: int = 2
     # Placements remembered; the oldest are forgotten first, and asked of the store when needed.
     cached_placements: int = 262_144

@@ -158,6 +158,14 @@ class EvictSessions:
 
 
 @dataclass(frozen=True, slots=True)
+class AskConnections:
+    """To every edge: how many are open of these users? Of an operator, not of the machine."""
+
+    question: int
+    users: tuple[UserKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     record: NodeRecord
     draining: bool
@@ -235,6 +243,7 @@ Message = (
     | PlacementFound
     | PlacementMoved
     | EvictSessions
+    | AskConnections
     | ClusterNodes
     | ClusterDescribed
     | DeathRecorded

@@ -210,7 +210,7 @@ class Moves:
         user, holder = release.user, node.incarnation
         target: Node | None = None
 
-        def make() -> TakeOver:
+        def make(user: UserKey) -> TakeOver:
             nonlocal target
             target = self._users.target(user, holder)
             if target is not None:
@@ -224,7 +224,7 @@ class Moves:
             then(answer)
 
         # Before what waits: somebody's run stands still for it.
-        self._store.submit_late(make, told, first=True)
+        self._store.submit_late(make, user, told, first=True)
 
     def taken_over(self, answer: Answer) -> Placement | None:
         """The new placement, if this operation made it, be it in an attempt that was lost."""

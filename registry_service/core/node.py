@@ -13,6 +13,8 @@ from registry_service.core.rendezvous import choose
 from registry_service.core.transactions import NodeRecord
 from registry_service.core.turn import Turn
 from steward.model.keys import NodeId, NodeIncarnation, UserKey
+from steward.model.placement import Placement
+from steward.model.rendezvous import node_half
 
 _REMEMBERED_ZONES = 256
 _UNLIMITED = 1 << 30
@@ -26,12 +28,14 @@ class Node:
         "dial",
         "draining",
         "fencing",
+        "half",
         "incarnation",
         "last_beat_ms",
         "lease_until_ms",
         "log_away_since_ms",
         "log_back_at_ms",
         "managers",
+        "most",
         "node_id",
         "placements",
         "placing",
@@ -49,6 +53,9 @@ class Node:
         self.record = record
         self.incarnation = record.incarnation
         self.node_id = record.claim.node_id
+        self.half = node_half(self.node_id)
+        # How many users it may have.
+        self.most = record.claim.capacity or _UNLIMITED
         self.draining = record.draining
         self.lease_until_ms = lease_until_ms
         self.placements = placements
@@ -84,8 +91,7 @@ class Node:
     @property
     def room(self) -> int:
         """How many users more it can take."""
-        capacity = self.record.claim.capacity
-        return max(0, capacity - self.load) if capacity else _UNLIMITED
+        return max(0, self.most - self.load)
 
     def status(self) -> NodeStatus:
         return NodeStatus(self.record, self.draining, self.managers)
@@ -129,6 +135,13 @@ class NodeTable:
         """The node, if exactly this incarnation is the living one."""
         node = self._nodes.get(incarnation.node_id)
         if node is None or node.incarnation.node_rev != incarnation.node_rev:
+            return None
+        return node
+
+    def holder(self, placement: Placement) -> Node | None:
+        """The node of a placement, if that incarnation is the living one."""
+        node = self._nodes.get(placement.node_id)
+        if node is None or node.incarnation.node_rev != placement.node_rev:
             return None
         return node
 

@@ -1,6 +1,7 @@
 """Users who have an open run and no manager: placed without an edge that asks (P20).
 
-Nodes find them in the log's index and name them here. Guarantees: each is placed if nobody
+Nodes find them in the log's index and name them here; one who was handed off when no other node
+could take a user comes from `Releases` at once. Guarantees: each is placed if nobody
 else placed it, and its node is told to make the manager at once, also if it has the placement
 already; connected users come first, since only a few orphans are placed at a time. What is
 not answered in time, or does not fit the queue, is dropped: the nodes name it again.
@@ -29,7 +30,7 @@ class Orphans:
         self._placing = 0
 
     def adopt(self, users: tuple[UserKey, ...]) -> None:
-        """Take users that a node named."""
+        """Take users that a node named, or let go of."""
         for user in users:
             if len(self._waiting) < self._config.most_orphans:
                 self._waiting[user] = None

@@ -1,12 +1,14 @@
 """The way of operations to the store: what waits travels together, few batches in flight.
 
 No timer: while the allowed number of batches is in flight, what arrives collects, and
-the next batch takes it, up to its limit. Fences and handoffs go first. An unknown result sends
+the next batch takes it, up to its limit: that of the configuration, or of the engine if that is
+lower. Fences and handoffs go first. An unknown result sends
 the same operations again (they are idempotent), which is the linear re-read of P7.
 """
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from registry_service.core.commands import TransactionId
 from registry_service.core.effects import Commit, Halt
@@ -15,44 +17,58 @@ from registry_service.core.transactions import (
     Outcome,
     StoreOperation,
     StoreResult,
+    StoreView,
     TermLost,
     Unknown,
 )
 from registry_service.core.turn import Turn
 from steward.model.keys import Revision
 
-Make = Callable[[], StoreOperation | None]
+Subject = TypeVar("Subject")
 
 
 class Answer:
-    """The result of one operation.
+    """One operation on its way to the store, and then what came of it.
 
     `repeated_since` is None after the first attempt; else the revision that was known when it was
     first sent, so that a change found above it was made by an earlier attempt.
     """
 
-    __slots__ = ("operation", "repeated_since", "result")
+    __slots__ = ("_result", "make", "operation", "repeated", "since", "subject", "then")
 
     def __init__(
-        self, operation: StoreOperation, result: StoreResult, repeated_since: Revision | None
+        self,
+        operation: StoreOperation | None,
+        make: Callable[[Any], StoreOperation | None] | None,
+        subject: Any,
+        then: Callable[["Answer"], None],
     ) -> None:
+        # None until the batch is made, for those that are decided then.
         self.operation = operation
-        self.result = result
-        self.repeated_since = repeated_since
+        self.make = make
+        # What it is about, for who asked.
+        self.subject = subject
+        self.then = then
+        self.repeated = False
+        self.since: Revision | None = None
+        self._result: StoreResult | None = None
+
+    @property
+    def repeated_since(self) -> Revision | None:
+        return self.since if self.repeated else None
+
+    @property
+    def result(self) -> StoreResult:
+        assert self._result is not None
+        return self._result
+
+    def tell(self, result: StoreResult) -> None:
+        """Hand the result to who asked."""
+        self._result = result
+        self.then(self)
 
 
 Then = Callable[[Answer], None]
-
-
-class _Work:
-    __slots__ = ("make", "operation", "repeated", "since", "then")
-
-    def __init__(self, make: Make, then: Then) -> None:
-        self.make = make
-        self.then = then
-        self.operation: StoreOperation | None = None
-        self.repeated = False
-        self.since = Revision(0)
 
 
 class StorePipeline:
@@ -63,10 +79,14 @@ class StorePipeline:
         self._batch = batch
         self._most_in_flight = in_flight
         # Two queues, each in order: what goes first, and all else.
-        self._urgent: deque[_Work] = deque()
-        self._waiting: deque[_Work] = deque()
-        self._in_flight: dict[TransactionId, list[_Work]] = {}
+        self._urgent: deque[Answer] = deque()
+        self._waiting: deque[Answer] = deque()
+        self._in_flight: dict[TransactionId, list[Answer]] = {}
         self._last = 0
+
+    def recover(self, view: StoreView) -> None:
+        """A batch takes no more than one transaction of this engine does."""
+        self._batch = min(self._batch, view.most_operations)
 
     @property
     def idle(self) -> bool:
@@ -80,22 +100,30 @@ class StorePipeline:
 
     def submit(self, operation: StoreOperation, then: Then, *, first: bool = False) -> None:
         """Queue an operation; `first` puts it before all that wait."""
-        self.submit_late(lambda: operation, then, first=first)
+        (self._urgent if first else self._waiting).append(Answer(operation, None, None, then))
 
-    def submit_late(self, make: Make, then: Then, *, first: bool = False) -> None:
-        """Queue an operation that is decided when its batch is made; None then drops it."""
-        (self._urgent if first else self._waiting).append(_Work(make, then))
+    def submit_late(
+        self,
+        make: Callable[[Subject], StoreOperation | None],
+        subject: Subject,
+        then: Then,
+        *,
+        first: bool = False,
+    ) -> None:
+        """Queue an operation that `make(subject)` decides when its batch is made, or drops."""
+        (self._urgent if first else self._waiting).append(Answer(None, make, subject, then))
 
     def flush(self) -> None:
         """Start batches while there is something to do and room in flight."""
         urgent, waiting = self._urgent, self._waiting
         while (urgent or waiting) and len(self._in_flight) < self._most_in_flight:
-            works: list[_Work] = []
+            works: list[Answer] = []
             operations: list[StoreOperation] = []
             while (urgent or waiting) and len(works) < self._batch:
                 work = (urgent or waiting).popleft()
-                if work.operation is None:
-                    work.operation = work.make()
+                if work.since is None:
+                    if work.make is not None:
+                        work.operation = work.make(work.subject)
                     work.since = self._turn.revision
                 if work.operation is not None:
                     works.append(work)
@@ -115,8 +143,7 @@ class StorePipeline:
             case Committed(results, revision):
                 self._turn.revision = max(self._turn.revision, revision)
                 for work, result in zip(works, results, strict=True):
-                    assert work.operation is not None
-                    work.then(Answer(work.operation, result, work.since if work.repeated else None))
+                    work.tell(result)
             case Unknown():
                 for work in works:
                     work.repeated = True

@@ -7,6 +7,8 @@ it is forgotten with the placement, with the edge, and at a restart: an edge tha
 of a move hears it from the node.
 """
 
+from itertools import islice
+
 from registry_service.core.commands import PeerId
 from registry_service.core.config import RegistryConfig
 from registry_service.core.node import NodeTable
@@ -15,6 +17,7 @@ from steward.model.keys import EdgeId, Epoch, UserKey
 from steward.model.placement import Placement
 
 _BITS = 62
+_FORGOTTEN_SHIFT = 8
 
 
 class Placements:
@@ -51,21 +54,28 @@ class Placements:
         if known is not None and known.epoch > placement.epoch:
             return known
         if known is None and len(self._cache) >= self._most:
-            oldest = next(iter(self._cache))
-            del self._cache[oldest]
-            self._interest.pop(oldest, None)
+            self._forget_some()
         self._cache[user] = placement
         return placement
 
-    def begin(self, placement: Placement, *, activate: bool = False) -> None:
-        """The store put the user there just now: count it, and grant it to its node."""
-        self.learn(placement)
-        node = self._nodes.get(placement.incarnation)
-        if node is None:
-            return
-        node.placements += 1
-        if node.session is not None and not node.fencing:
-            self._turn.grant(node.session, placement, activate)
+    def _forget_some(self) -> None:
+        """Make room, for many at a time: to find the oldest costs more the more were forgotten."""
+        for oldest in list(islice(self._cache, max(1, self._most >> _FORGOTTEN_SHIFT))):
+            del self._cache[oldest]
+            self._interest.pop(oldest, None)
+
+    def begin(self, placement: Placement, *, activate: bool = False) -> Placement:
+        """The store put the user there just now: count it, and grant it to its node.
+
+        Returns the newest placement that is known of this user.
+        """
+        newest = self.learn(placement)
+        node = self._nodes.holder(placement)
+        if node is not None:
+            node.placements += 1
+            if node.session is not None and not node.fencing:
+                self._turn.grant(node.session, placement, activate)
+        return newest
 
     def end(self, user: UserKey, epoch: Epoch) -> None:
         """The placement with this epoch is over. Its node's count is the caller's."""

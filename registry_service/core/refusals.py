@@ -1,4 +1,4 @@
-"""Violations that the machine itself sees, or that a node tells it: recorded, then counted.
+"""Violations that the machine itself sees: recorded, then counted.
 
 Recorded as any operation of the store; the notice comes when it is durable. Nobody waits for
 it: that a cheat was refused never depends on whether it could be written down.

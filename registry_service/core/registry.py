@@ -36,7 +36,6 @@ from registry_service.core.commands import (
     RenewLease,
     ReportDeath,
     ReportLogHead,
-    ReportRefusal,
     ReportUnreachable,
     ResolveManagers,
     Tick,
@@ -48,7 +47,6 @@ from registry_service.core.effects import (
     Effect,
     NodeFenced,
     PlacementFound,
-    Refused,
 )
 from registry_service.core.evictions import Evictions
 from registry_service.core.evidence import Observation
@@ -66,9 +64,7 @@ from registry_service.core.releases import Releases
 from registry_service.core.resolver import Resolver
 from registry_service.core.transactions import PlacementRead, ReadPlacement, StoreView
 from registry_service.core.turn import Turn
-from steward.errors import Reason
 from steward.model.keys import EdgeId, NodeIncarnation, Revision
-from steward.model.violations import Violation, ViolationKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +111,18 @@ class Registry:
         self._floor = LogFloor(config, turn, store, nodes, self._fencing, self._refusals)
         self._resolver = Resolver(config, turn, store, nodes, self._placements, self._fencing)
         self._moves = Moves(config, turn, store, nodes, self._placements, self._resolver)
+        self._orphans = Orphans(config, turn, nodes, self._resolver)
         self._releases = Releases(
-            turn, store, nodes, self._placements, self._resolver, self._moves, self._refusals
+            turn,
+            store,
+            nodes,
+            self._placements,
+            self._resolver,
+            self._moves,
+            self._orphans,
+            self._refusals,
         )
         self._evictions = Evictions(config, turn, store, nodes, self._releases.remove)
-        self._orphans = Orphans(config, turn, nodes, self._resolver)
         self._fencing.listeners += [self._moves.fenced, self._evictions.fenced]
         self._releases.listeners.append(self._evictions.released)
         self._moves.listeners.append(self._evictions.moved)
@@ -211,8 +214,6 @@ class Registry:
                 self._observation.report_unreachable(command, joining)
             case ReportDeath():
                 self._observation.report_death(command)
-            case ReportRefusal():
-                self._report_refusal(command)
             case DrainNode():
                 self._moves.drain(command)
             case FenceNodeByOperator():
@@ -232,6 +233,7 @@ class Registry:
 
     def _recover(self, view: StoreView) -> None:
         self._turn.revision = view.revision
+        self._store.recover(view)
         self._floor.recover(view)
         self._holds.recover(view.holds)
         self._observation.recover(view)
@@ -261,26 +263,6 @@ class Registry:
         for node in welcomed:
             self._moves.empty(node)
             self._evictions.resumed(node)
-
-    def _report_refusal(self, command: ReportRefusal) -> None:
-        node = self._nodes.of_session(command.peer)
-        if node is None:
-            return
-        try:
-            kind = ViolationKind(command.kind)
-        except ValueError:
-            why = f"{command.kind!r} is no kind of violation"
-            self._turn.send(command.peer, Refused(Reason.PROTOCOL_VIOLATION, why))
-            return
-        violation = Violation(
-            kind,
-            command.evidence,
-            command.user,
-            command.epoch,
-            node.incarnation,
-            command.traceparent,
-        )
-        self._refusals.record(violation, reporter=f"agent:{node.node_id}")
 
     def _find(self, command: FindPlacement) -> None:
         def told(answer: Answer) -> None:

@@ -1,9 +1,10 @@
 """What a node says about its own placements: which are mine, and these I give up.
 
 Guarantees: compare and delete. A release, or a handoff, of an old epoch or by another node
-than the holder removes nothing. One that names a placement which the node cannot ever have had
-(another node's, under that epoch or a higher one) is recorded as `foreign_release`; one that
-is only late is nothing special.
+than the holder removes nothing. A user with open runs whom no node could take at the handoff is an
+orphan from then on, and waits for no edge. A release that names a placement which the node cannot
+ever have had (another node's, under that epoch or a higher one) is recorded as `foreign_release`;
+one that is only late is nothing special.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from registry_service.core.commands import ConfirmPlacements, Release, ReleasePl
 from registry_service.core.effects import PlacementsConfirmed, PlacementsReleased
 from registry_service.core.moves import Moves
 from registry_service.core.node import Node, NodeTable
+from registry_service.core.orphans import Orphans
 from registry_service.core.pipeline import Answer, StorePipeline
 from registry_service.core.placements import Placements
 from registry_service.core.refusals import Refusals
@@ -39,6 +41,7 @@ class Releases:
         placements: Placements,
         resolver: Resolver,
         moves: Moves,
+        orphans: Orphans,
         refusals: Refusals,
     ) -> None:
         self._turn = turn
@@ -47,6 +50,7 @@ class Releases:
         self._placements = placements
         self._resolver = resolver
         self._moves = moves
+        self._orphans = orphans
         self._refusals = refusals
         self.listeners: list[Callable[[UserKey, Epoch], None]] = [moves.let_go]
 
@@ -157,6 +161,9 @@ class Releases:
         if over:
             for listener in self.listeners:
                 listener(user, epoch)
+        if gone and taken is None and release.activate:
+            # Handed off when nobody could take it: its runs must not wait until a node names it.
+            self._orphans.adopt((user,))
         return gone
 
     def _check(self, node: Node, release: Release, current: Placement) -> None:

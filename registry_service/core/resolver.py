@@ -156,16 +156,14 @@ class Resolver:
 
     def _submit(self, user: UserKey) -> None:
         # The target is chosen when the batch is made: by then a node may have been lost.
-        self._store.submit_late(
-            lambda: self._operation(user), lambda answer: self._told(user, answer)
-        )
+        self._store.submit_late(self._operation, user, self._told)
 
     def _operation(self, user: UserKey) -> PlaceUser | ReadPlacement | None:
-        queries = [query for query in self._asking[user] if not query.done]
+        queries = self._asking[user]
+        queries[:] = [query for query in queries if not query.done]
         if not queries:
             del self._asking[user]
             return None
-        self._asking[user] = queries
         for query in queries:
             query.asked = True
         target = self._choose(user)
@@ -181,19 +179,21 @@ class Resolver:
         lost_zone = self._nodes.lost_zone(last.incarnation) if last is not None else ""
         return self._nodes.choose(user, not_zone=lost_zone)
 
-    def _told(self, user: UserKey, answer: Answer) -> None:
-        if isinstance(answer.operation, PlaceUser):
-            target = self._nodes.get(answer.operation.target)
+    def _told(self, answer: Answer) -> None:
+        user: UserKey = answer.subject
+        operation = answer.operation
+        if isinstance(operation, PlaceUser):
+            target = self._nodes.get(operation.target)
             if target is not None:
                 target.placing -= 1
         match answer.result:
             case UserPlaced(placement, created):
-                assert isinstance(answer.operation, PlaceUser)
+                assert isinstance(operation, PlaceUser)
                 since = answer.repeated_since
                 if (
                     since is not None
                     and placement.epoch & _REVISION_MASK > since
-                    and placement.incarnation == answer.operation.target
+                    and placement.incarnation == operation.target
                     and placement != self._placements.last(user)
                 ):
                     # An earlier attempt, whose result was lost, had placed the user.
@@ -206,8 +206,8 @@ class Resolver:
             case PlacementRead(placement, alive) if placement is not None and alive:
                 self._placed(placement, created=False)
             case TargetRefused(draining):
-                assert isinstance(answer.operation, PlaceUser)
-                self._target_refused(answer.operation.target, draining)
+                assert isinstance(operation, PlaceUser)
+                self._target_refused(operation.target, draining)
                 self._submit(user)
             case _ if self._choose(user) is not None:
                 # A node came while the store was asked.
@@ -217,12 +217,13 @@ class Resolver:
 
     def _placed(self, placement: Placement, created: bool) -> None:
         user = placement.user
+        # Something newer may be known already: answers of two batches come in any order.
         if created:
             self._placements.forget_interest(user)
-            self._placements.begin(placement)
-        # Something newer may be known already: answers of two batches come in any order.
-        placement = self._placements.learn(placement)
-        node = self._nodes.get(placement.incarnation)
+            placement = self._placements.begin(placement)
+        else:
+            placement = self._placements.learn(placement)
+        node = self._nodes.holder(placement)
         if node is None or node.fencing:
             # Lost while the answer was under way. Once the fence is in the store, ask again.
             if node is None:
@@ -230,18 +231,23 @@ class Resolver:
             else:
                 self._park(user, self._asking.pop(user))
             return
-        read: list[Query] = []
-        unread: list[Query] = []
+        below: list[Query] = []
         for query in self._asking.pop(user):
             if query.done:
                 continue
             if placement.epoch >= query.min_epoch:
                 self._answered(query, placement)
-            elif query.asked:
-                query.why = _HELD_BY_NODE.format(query.min_epoch)
-                read.append(query)
             else:
-                unread.append(query)
+                below.append(query)
+        if below:
+            self._want_more(user, below)
+
+    def _want_more(self, user: UserKey, queries: list[Query]) -> None:
+        """The user is placed, but these want a higher epoch."""
+        read = [query for query in queries if query.asked]
+        unread = [query for query in queries if not query.asked]
+        for query in read:
+            query.why = _HELD_BY_NODE.format(query.min_epoch)
         self._park(user, read)
         if unread:
             # They came after the operation was sent: its result may be older than they are.

@@ -6,7 +6,7 @@ do no harm and answer with what is there. A batch of operations is one transacti
 where the engine has such; the machine does not rely on it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, Revision, UserKey
@@ -66,6 +66,7 @@ class StoreView:
     """What a starting registry finds: living nodes, how many users each has, and the holds.
 
     `raised` says why the generation was raised when the store was opened; empty if it was not.
+    `most_operations` is how many one transaction of this engine may have.
     """
 
     generation: int
@@ -74,6 +75,7 @@ class StoreView:
     placements: tuple[tuple[NodeIncarnation, int], ...] = ()
     holds: tuple[Hold, ...] = ()
     raised: str = ""
+    most_operations: int = field(default=100, compare=False)
 
 
 # Operations

@@ -57,11 +57,14 @@ class Turn:
 
     def grant(self, node_session: PeerId, placement: Placement, activate: bool) -> None:
         """Push a placement to its node; those of one turn and kind travel as one message."""
+        grants = self._grants.get((node_session, activate))
+        if grants is None:
+            grants = self._grants[node_session, activate] = []
         if activate:
             plain = self._grants.get((node_session, False))
             if plain is not None and placement in plain:
                 plain.remove(placement)
-        self._grants.setdefault((node_session, activate), []).append(placement)
+        grants.append(placement)
 
     def send(self, peer: PeerId, message: Message) -> None:
         self._effects.append(Send(peer, message))

@@ -1,7 +1,7 @@
 """The `PlacementStore` port: what the registry needs of its store, whichever engine is behind it.
 
 Linearizable, and every operation compares before it writes. Every adapter passes the
-one conformance suite (`tests/integration/registry/test_store_conformance.py`), which is the
+one conformance suite (`tests/integration/registry_store/test_store_conformance.py`), which is the
 meaning of the operations in `registry_service.core.transactions`. Ledger rows are
 written in the same transaction as what they tell of.
 """

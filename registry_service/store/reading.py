@@ -5,31 +5,8 @@ Used on the store's writer thread, between transactions.
 
 import sqlite3
 
-from registry_service.store.port import LedgerRow
-from registry_service.store.schema import LEDGER
 from steward.model.keys import Epoch, UserKey
 from steward.model.placement import Placement
-
-
-def read_ledger(db: sqlite3.Connection, user: UserKey | None, limit: int) -> list[LedgerRow]:
-    """The newest rows, newest first."""
-    where = ""
-    parameters: tuple[str | int, ...] = (limit,)
-    if user is not None:
-        where, parameters = "WHERE user <> '' AND tenant = ? AND user = ?", (*user, limit)
-    rows = db.execute(
-        f"SELECT number, {LEDGER} FROM ledger {where} ORDER BY number DESC LIMIT ?", parameters
-    )
-    return [LedgerRow(*row) for row in rows]
-
-
-def read_ledger_after(db: sqlite3.Connection, number: int, limit: int) -> list[LedgerRow]:
-    """The first rows after a number, ascending."""
-    rows = db.execute(
-        f"SELECT number, {LEDGER} FROM ledger WHERE number > ? ORDER BY number LIMIT ?",
-        (number, limit),
-    )
-    return [LedgerRow(*row) for row in rows]
 
 
 def read_placements(

@@ -70,7 +70,10 @@ CREATE TABLE IF NOT EXISTS ledger (
     evidence TEXT NOT NULL,
     traceparent TEXT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS ledger_user ON ledger (tenant, user, number) WHERE user <> '';
+CREATE TABLE IF NOT EXISTS ledger_part (
+    part INTEGER PRIMARY KEY,
+    marks BLOB NOT NULL
+);
 """
 
 NODE = "node_id, node_rev, boot_id, nonce, address, zone, capacity, version, pid, draining"

@@ -4,8 +4,7 @@ Used on the store's writer thread, inside a transaction that the store opens and
 """
 
 import sqlite3
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from registry_service.core.transactions import (
     Done,
@@ -40,19 +39,20 @@ from registry_service.core.transactions import (
     ViolationRecorded,
     fence_of_raise,
 )
+from registry_service.store.ledger_table import LedgerTable
+from registry_service.store.placement_table import PlacementTable
 from registry_service.store.port import (
     START,
     StoreMark,
     handed_off_from,
     moved_from,
 )
-from registry_service.store.schema import LEDGER, NODE, SCHEMA, node_record
+from registry_service.store.schema import NODE, SCHEMA, node_record
 from registry_service.store.violation_table import KEEP, ViolationTable
 from registry_service.store.witness import Witness
 from steward.model.keys import (
     GENERATION_SHIFT,
     Epoch,
-    NodeId,
     NodeIncarnation,
     NodeRev,
     Revision,
@@ -60,6 +60,13 @@ from steward.model.keys import (
     make_epoch,
 )
 from steward.model.placement import Placement
+
+_OF_A_USER = (PlaceUser, TakeOver, ReleasePlacement, ReadPlacement)
+
+_NOBODY = UserKey("", "")
+
+MOST_OPERATIONS = 512
+"""In one batch. A large one costs little more than a small one, up to the size of a resolve."""
 
 
 class Tables:
@@ -75,16 +82,16 @@ class Tables:
         self._wall_ms = wall_ms
         self.violations = ViolationTable(connection, keep_violations)
         self.mark = START
-        self._ledger = 0
+        self._ledger = LedgerTable(connection)
         self._instance = ""
         self._term = 0
         self._generation = 0
         self._rev = 0
         self._stored = (0, 0)
+        self._placements = PlacementTable(connection)
         # Nodes that were read in this batch.
         self._nodes: dict[NodeIncarnation, tuple[str, int] | None] = {}
         self._at_ms = 0
-        self._rows: list[tuple[Any, ...]] = []
 
     def create(self) -> None:
         """Make what is missing; inside the caller's transaction."""
@@ -109,12 +116,11 @@ class Tables:
     ) -> tuple[int, StoreView]:
         """Raise the term, and the generation if need be; returns the term and what is there."""
         self.violations.start()
+        self._ledger.start()
         self.begin()
         self._raise_generation(generation, raised)
         self.finish()
         self._db.execute("UPDATE meta SET term = max(term, ?) + 1", (least_term,))
-        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'ledger'").fetchone()
-        self._ledger = row[0] if row is not None else 0
         rev, generation, term = self._db.execute(
             "SELECT rev, generation, term FROM meta"
         ).fetchone()
@@ -136,6 +142,7 @@ class Tables:
             tuple((NodeIncarnation(node_id, rev), count) for node_id, rev, count in counts),
             tuple(Hold(NodeIncarnation(node_id, rev), pid) for node_id, rev, pid in holds),
             raised,
+            MOST_OPERATIONS,
         )
 
     def begin(self) -> int:
@@ -144,18 +151,20 @@ class Tables:
         self._rev, self._generation, term = row
         self._stored = (self._rev, self._generation)
         self._at_ms = self._wall_ms()
-        self._rows = []
         self._nodes = {}
+        self._placements.begin()
         return int(term)
 
+    def expect(self, operations: Iterable[StoreOperation]) -> None:
+        """Read at once what these operations, the next of this batch, will look at."""
+        users = {operation.user for operation in operations if isinstance(operation, _OF_A_USER)}
+        if users:
+            self._placements.load(users)
+
     def finish(self) -> Revision:
-        """Write the ledger rows and the revision of this batch."""
-        if self._rows:
-            self._db.executemany(
-                f"INSERT INTO ledger ({LEDGER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                self._rows,
-            )
-            self._ledger += len(self._rows)
+        """Write the placements, the ledger rows and the revision of this batch."""
+        self._placements.write()
+        self._ledger.write()
         now = (self._rev, self._generation)
         if now != self._stored:
             self._db.execute("UPDATE meta SET rev = ?, generation = ?", now)
@@ -165,7 +174,7 @@ class Tables:
 
     def _set_mark(self) -> None:
         epoch = Epoch(self._generation << GENERATION_SHIFT | self._rev)
-        self.mark = StoreMark(self._ledger, self.violations.last, Revision(self._rev), epoch)
+        self.mark = StoreMark(self._ledger.last, self.violations.last, Revision(self._rev), epoch)
 
     def apply(self, operation: StoreOperation) -> StoreResult:
         match operation:
@@ -176,8 +185,8 @@ class Tables:
             case ReleasePlacement():
                 return self._release(operation)
             case ReadPlacement(user):
-                placement, alive = self._read(user)
-                return PlacementRead(placement, alive)
+                placement = self._placements.get(user)
+                return PlacementRead(placement, self._alive(placement))
             case JoinNode() | FenceNode() | MarkDraining():
                 self._nodes = {}
                 return self._change_node(operation)
@@ -193,11 +202,12 @@ class Tables:
 
     def _place(self, operation: PlaceUser) -> UserPlaced | UserHeld | TargetRefused:
         user, target, trace = operation.user, operation.target, operation.traceparent
-        previous, alive = self._read(user)
-        if previous is not None and alive:
-            return UserPlaced(previous, False)
-        if previous is not None and operation.strict and self._held(previous.incarnation):
-            return UserHeld(previous)
+        previous = self._placements.get(user)
+        if previous is not None:
+            if self._alive(previous):
+                return UserPlaced(previous, False)
+            if operation.strict and self._held(previous.incarnation):
+                return UserHeld(previous)
         node = self._node(target)
         if node is None or node[1]:
             return TargetRefused(node is not None)
@@ -218,6 +228,10 @@ class Tables:
             ).fetchone()
         return self._nodes[incarnation]
 
+    def _alive(self, placement: Placement | None) -> bool:
+        """Whether there is a placement and its incarnation lives."""
+        return placement is not None and self._node(placement.incarnation) is not None
+
     def _held(self, incarnation: NodeIncarnation) -> bool:
         held = "SELECT 1 FROM hold WHERE node_id = ? AND node_rev = ?"
         return self._db.execute(held, incarnation).fetchone() is not None
@@ -225,12 +239,9 @@ class Tables:
     def _put(self, user: UserKey, target: NodeIncarnation, address: str) -> Placement:
         self._rev += 1
         epoch = make_epoch(self._generation, self._rev)
-        self._db.execute(
-            "INSERT OR REPLACE INTO placement (tenant, user, epoch, node_id, node_rev, address)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (*user, epoch, *target, address),
-        )
-        return Placement(user, epoch, target.node_id, target.node_rev, address)
+        placement = Placement(user, epoch, target.node_id, target.node_rev, address)
+        self._placements.put(placement)
+        return placement
 
     def _take_over(self, operation: TakeOver) -> UserTakenOver | PlacementReleased:
         user, epoch, holder = operation.user, operation.epoch, operation.holder
@@ -238,7 +249,7 @@ class Tables:
         node = self._node(target) if target is not None else None
         if target is None or node is None or node[1]:
             return self._release(ReleasePlacement(user, epoch, holder, cause))
-        current, _ = self._read(user)
+        current = self._placements.get(user)
         if current is None or current.epoch != epoch or current.incarnation != holder:
             return PlacementReleased(False, current)
         placement = self._put(user, target, node[0])
@@ -247,6 +258,7 @@ class Tables:
         return UserTakenOver(placement)
 
     def _list(self, operation: ListPlacements) -> PlacementPage:
+        self._placements.write()
         # Without an index: all pages together read the table once, and no other write pays for it.
         rows = self._db.execute(
             "SELECT tenant, user, epoch, address FROM placement WHERE (tenant, user) > (?, ?)"
@@ -274,11 +286,11 @@ class Tables:
 
     def _release(self, operation: ReleasePlacement) -> PlacementReleased:
         user, epoch, holder = operation.user, operation.epoch, operation.holder
-        current, _ = self._read(user)
+        current = self._placements.get(user)
         if current is None or current.epoch != epoch or current.incarnation != holder:
             return PlacementReleased(False, current)
         self._rev += 1
-        self._db.execute("DELETE FROM placement WHERE tenant = ? AND user = ?", user)
+        self._placements.delete(user)
         self._record("release", user, epoch, holder, operation.cause)
         return PlacementReleased(True, None)
 
@@ -352,21 +364,6 @@ class Tables:
             self._record("drain", None, 0, operation.incarnation, operation.cause)
         return Done(bool(changed))
 
-    def _read(self, user: UserKey) -> tuple[Placement | None, bool]:
-        """The user's placement, and whether its incarnation lives."""
-        row = self._db.execute(
-            "SELECT p.epoch, p.node_id, p.node_rev, p.address, n.node_rev IS p.node_rev"
-            " FROM placement p LEFT JOIN node n ON n.node_id = p.node_id"
-            " WHERE p.tenant = ? AND p.user = ?",
-            user,
-        ).fetchone()
-        if row is None:
-            return None, False
-        epoch, node_id, node_rev, address, alive = row
-        return Placement(user, Epoch(epoch), NodeId(node_id), NodeRev(node_rev), address), bool(
-            alive
-        )
-
     def _record(
         self,
         kind: str,
@@ -377,20 +374,7 @@ class Tables:
         evidence: str = "",
         trace: str = "",
     ) -> None:
-        tenant, name = user or ("", "")
+        who = user or _NOBODY
         node_id, node_rev = node or ("", 0)
-        self._rows.append(
-            (
-                self._rev,
-                self._at_ms,
-                kind,
-                tenant,
-                name,
-                epoch,
-                node_id,
-                node_rev,
-                cause,
-                evidence,
-                trace,
-            )
-        )
+        change = (self._rev, self._at_ms, kind, *who, epoch, node_id, node_rev)
+        self._ledger.add((*change, cause, evidence, trace), who)

@@ -17,6 +17,7 @@ from steward.agent.patch import apply, diff
 from steward.agent.port import RunPort
 from steward.agent.replay import CHANGES, STATE_STEP, Replay
 from steward.agent.values import MAX_EVENT_BYTES, encode, fraction_of, text_of
+from steward.model.kept_json import kept_json
 from steward.model.verbs import EventType, RunJournal
 
 MAX_DELTA_CHARS = 32_768
@@ -50,7 +51,7 @@ class EventRecorder:
         """`state` is the latest one that is stored; `journal` what earlier attempts have done."""
         self._run_id = run_id
         self._port = port
-        self._state_text = orjson.dumps(state)
+        self._state_text = kept_json(state)
         self._replay: Replay | None = None
         if journal is not None and (journal.events or journal.steps):
             self._replay = Replay(run_id, journal, self._state_text)

@@ -3,6 +3,9 @@
 A cheat passes when nothing of it had an effect, it is on record as a refusal, and no breach
 was recorded. Exit code 0 when all that were played passed, 1 when one did not, 2 for wrong use.
 It is safe on a cluster in service: it uses users of a tenant of its own.
+
+Of a cluster elsewhere it has to be told more than other commands: the log, an edge, the key of
+user tokens, and the address of this machine, by which edges reach the false node that it joins.
 """
 
 import argparse
@@ -10,14 +13,16 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steward.cli.cluster_file import read_cluster
-from steward.cli.operating import add_cluster, finish
+from steward.cli.operating import finish
+from steward.cli.target import Target, WrongTarget, add_target, address_of
 
 if TYPE_CHECKING:
-    from steward.cli.cheats import Cheat, Field
+    from steward.cli.cheats import Cheat, Doors, Field
 
+LOOPBACK = "127.0.0.1"
 RECORDED_S = 5.0
 POLL_S = 0.05
 
@@ -32,7 +37,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("names", metavar="NAME", nargs="*", help="which ones; --list names them")
     parser.add_argument("--all", action="store_true", help="all of them")
     parser.add_argument("--list", action="store_true", help="name them, and play none")
-    add_cluster(parser)
+    add_target(parser)
+    doors = parser.add_argument_group("with --registry")
+    doors.add_argument("--log", metavar="HOST:PORT", help="the gRPC address of the log")
+    doors.add_argument("--url", metavar="URL", help="the URL of an edge")
+    doors.add_argument("--user-key-file", type=Path, metavar="FILE", help="auth's keys/user.key")
+    doors.add_argument(
+        "--host", default=LOOPBACK, metavar="HOST", help=f"this machine, for edges ({LOOPBACK})"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,18 +62,41 @@ def run(args: argparse.Namespace) -> int:
         print(f"steward: {what}; `steward attack --list` names them", file=sys.stderr)
         return 2
     chosen = CHEATS if args.all else tuple(by_name[name] for name in args.names)
-    return finish(_play_all(args, chosen))
+    return finish(args, lambda target: _play_all(target, doors_of(args, target), chosen))
 
 
-async def _play_all(args: argparse.Namespace, chosen: Sequence["Cheat"]) -> int:
+def doors_of(args: argparse.Namespace, target: Target) -> "Doors":
+    """What is played against. Raises WrongTarget, NoCluster, KeyUnusable."""
+    from steward.cli.cheats import Doors
+    from steward.rpc.keys import USER_KEY, load_key
+
+    local = target.local
+    if local is not None:
+        key = load_key(args.user_key_file or target.data / "keys" / USER_KEY)
+        return Doors(args.log or local.address("log"), args.url or local.url, key, args.host)
+    missing = [
+        option
+        for option, value in (
+            ("--log", args.log),
+            ("--url", args.url),
+            ("--user-key-file", args.user_key_file),
+        )
+        if not value
+    ]
+    if missing:
+        raise WrongTarget(f"attack with --registry needs {', '.join(missing)} too")
+    log = address_of(args.log, "--log")
+    return Doors(log, args.url.rstrip("/"), load_key(args.user_key_file), args.host)
+
+
+async def _play_all(target: Target, doors: "Doors", chosen: Sequence["Cheat"]) -> int:
     import aiohttp
 
     from steward.cli.cheats import Field
 
-    cluster = read_cluster(args.data)
     failed = 0
     async with aiohttp.ClientSession() as http:
-        field = Field(args.data, cluster, http)
+        field = Field(target, doors, http)
         try:
             for cheat in chosen:
                 trouble, said = await _play(field, cheat)

@@ -16,17 +16,16 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from steward.cli.cluster_file import CLUSTER_NAME, ClusterFile
 from steward.cli.operator_calls import Operator
+from steward.cli.target import Target
 from steward.model.keys import UserKey
 from steward.rpc.factory import call_metadata, make_channel
-from steward.rpc.keys import CONTROL_KEY, USER_KEY, load_or_create_key
 from steward.rpc.roles import Role, RoleCredentials
 from steward.tokens import mint
 from steward.v1 import (
@@ -53,18 +52,32 @@ class CheatWorked(Exception):
     """A guard did not hold. Says which effect was seen."""
 
 
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """What of a cluster is played against, and the key that makes its users' tokens.
+
+    `log` is a gRPC address, `url` that of an edge; by `host` edges reach this machine.
+    """
+
+    log: str
+    url: str
+    users: Ed25519PrivateKey
+    host: str = "127.0.0.1"
+
+
 class Field:
     """A running cluster, as an attacker inside of it sees it."""
 
-    def __init__(self, data: Path, cluster: ClusterFile, http: aiohttp.ClientSession) -> None:
-        self.cluster = cluster
-        self.registry = cluster.address("registry")
-        self.log = cluster.address("log")
-        self.url = cluster.url
+    def __init__(self, target: Target, doors: Doors, http: aiohttp.ClientSession) -> None:
+        self.registry = target.registry
+        self.cluster = target.cluster
+        self.log = doors.log
+        self.url = doors.url
+        self.host = doors.host
         self.http = http
-        self.operator = Operator(data)
-        self._control = load_or_create_key(data, CONTROL_KEY)
-        self._users = load_or_create_key(data, USER_KEY)
+        self.operator = Operator(target.key, target.cluster)
+        self._control = target.key
+        self._users = doors.users
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def close(self) -> None:
@@ -75,7 +88,7 @@ class Field:
     def metadata(self, role: Role) -> tuple[tuple[str, str], ...]:
         """What a stolen control key gives: a call as any role."""
         name = f"attacker-{os.getpid()}"
-        return call_metadata(RoleCredentials(self._control, role, CLUSTER_NAME, name))
+        return call_metadata(RoleCredentials(self._control, role, self.cluster, name))
 
     def channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
@@ -125,7 +138,7 @@ class Field:
         stub = log_service_pb2_grpc.LogServiceStub(self.channel(self.log))
         call: Any = stub.HoldLogStream(metadata=self.metadata(Role.AGENT))
         try:
-            hello = log.LogHello(cluster=CLUSTER_NAME, node_id="attacker")
+            hello = log.LogHello(cluster=self.cluster, node_id="attacker")
             await call.write(log.HoldLogStreamRequest(hello=hello))
             await asyncio.wait_for(call.read(), STEP_S)
             await call.write(log.HoldLogStreamRequest(batch=batch))
@@ -141,7 +154,7 @@ class Field:
         call = stub.HoldEdgeStream(metadata=self.metadata(Role.EDGE))
         try:
             hello = agent.EdgeStreamHello(
-                cluster=CLUSTER_NAME, edge_id="attacker", node_rev=node_rev, version="0"
+                cluster=self.cluster, edge_id="attacker", node_rev=node_rev, version="0"
             )
             await call.write(agent.HoldEdgeStreamRequest(hello=hello))
             await asyncio.wait_for(call.read(), STEP_S)
@@ -370,18 +383,18 @@ async def _false_node(field: Field) -> AsyncIterator[_FalseNode]:
     node = _FalseNode()  # type: ignore[abstract]  # It serves nothing else.
     server = grpc.aio.server()
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(node, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"{field.host}:0")
     await server.start()
     stub = registry_service_pb2_grpc.RegistryServiceStub(field.channel(field.registry))
     call = stub.HoldNodeSession(metadata=field.metadata(Role.AGENT))
     living: asyncio.Future[None] | None = None
     try:
         hello = registry.NodeHello(
-            cluster=CLUSTER_NAME,
+            cluster=field.cluster,
             node_id=node.node_id,
             boot_id="attack",
             nonce=secrets.token_hex(16),
-            address=f"127.0.0.1:{port}",
+            address=f"{field.host}:{port}",
             capacity=1,
             version="0",
             pid=os.getpid(),

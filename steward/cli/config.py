@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from steward.cli.layout import MODULES, service_command
+from steward.cli.target import ENVIRONMENT
 from steward.config.settings import PREFIX, PRINT_OPTION
 
 TIMEOUT_S = 30.0
-NOT_OF_SERVICES = frozenset({"STEWARD_CI", "STEWARD_E2E_URL", "STEWARD_E2E_TOKEN"})
-"""Names of the environment that belong to the tests and not to a service."""
+NOT_OF_SERVICES = ENVIRONMENT | {"STEWARD_CI", "STEWARD_E2E_URL", "STEWARD_E2E_TOKEN"}
+"""Names of the environment that belong to operators and tests, and not to a service."""
 
 
 class ConfigError(Exception):

@@ -11,7 +11,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from steward.cli.operating import add_cluster, operate
+from steward.cli.operating import node_of, operate
+from steward.cli.target import add_target
 
 if TYPE_CHECKING:
     from steward.cli.operator_calls import Operator
@@ -27,7 +28,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Place nobody on a node any more, and move its users away in waves.",
     )
     parser.add_argument("node", metavar="NODE")
-    add_cluster(parser)
+    add_target(parser)
     parser.add_argument("--no-wait", action="store_true", help="return when the drain has begun")
     parser.add_argument(
         "--timeout", type=float, default=300.0, metavar="S", help="how long to wait (300 s)"
@@ -43,32 +44,33 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _drain(args: argparse.Namespace, operator: "Operator", registry: str) -> int:
+    node = node_of(args)
     if args.now:
-        node_rev = await operator.fence_node(registry, args.node, "operator")
-        print(f"{args.node} fenced: incarnation {node_rev} is over")
+        node_rev = await operator.fence_node(registry, node, "operator")
+        print(f"{node} fenced: incarnation {node_rev} is over")
         return 0
     began = time.monotonic()
-    answer = await operator.drain_node(registry, args.node)
+    answer = await operator.drain_node(registry, node)
     total = left = answer.placements
     if args.no_wait:
-        print(f"{args.node} drains: {left} users to move")
+        print(f"{node} drains: {left} users to move")
         return 0
     while left and time.monotonic() - began < args.timeout:
-        _progress(args.node, total, left)
+        _progress(node, total, left)
         await asyncio.sleep(POLL_S)
-        left = (await operator.drain_node(registry, args.node)).placements
+        left = (await operator.drain_node(registry, node)).placements
         total = max(total, left)
-    _progress(args.node, total, left)
+    _progress(node, total, left)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     took_s = time.monotonic() - began
     if left:
         print(
-            f"steward: {left} users are left on {args.node} after {took_s:.0f} s; it drains on",
+            f"steward: {left} users are left on {node} after {took_s:.0f} s; it drains on",
             file=sys.stderr,
         )
         return 1
-    print(f"{args.node} is drained: {total} users moved in {took_s:.1f} s")
+    print(f"{node} is drained: {total} users moved in {took_s:.1f} s")
     return 0
 
 

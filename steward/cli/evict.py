@@ -8,7 +8,9 @@ revoke the tokens first to keep a user out.
 import argparse
 from typing import TYPE_CHECKING
 
-from steward.cli.operating import add_cluster, add_user, operate, user_of
+from steward.cli.operating import add_user, operate, user_of
+from steward.cli.target import add_target
+from steward.model.evidence import clean
 
 if TYPE_CHECKING:
     from steward.cli.operator_calls import Operator
@@ -23,14 +25,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     add_user(parser)
     parser.add_argument("--cause", default="operator", metavar="TEXT", help="kept in the ledger")
-    add_cluster(parser)
+    add_target(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evict; 1 when the user is nowhere."""
 
     async def evict(operator: "Operator", registry: str) -> int:
-        epoch = await operator.evict_user(registry, user_of(args), args.cause)
+        epoch = await operator.evict_user(registry, user_of(args), clean(args.cause))
         print(f"{user_of(args)} evicted: epoch {epoch} is over")
         return 0
 

@@ -25,6 +25,10 @@ COMMANDS: Mapping[str, str] = {
     "evict": "end a user's sessions",
     "violations": "show refusals and breaches",
     "attack": "play cheats against the cluster; each must be refused and recorded",
+    "load": "put a running cluster under load and measure it",
+    "store": "copy an event log from one engine to another, or check one",
+    "backup": "put the stores and keys of a data directory into one file",
+    "restore": "make a data directory of a backup",
     "supervise": "run an agent node under a process that tells of its death",
     "config": "list and check the settings of all services",
 }

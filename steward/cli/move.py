@@ -8,7 +8,8 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from steward.cli.operating import add_cluster, add_user, operate, user_of
+from steward.cli.operating import add_user, node_of, operate, user_of
+from steward.cli.target import add_target
 
 if TYPE_CHECKING:
     from steward.cli.operator_calls import Operator
@@ -23,7 +24,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     add_user(parser)
     parser.add_argument("node", metavar="NODE", nargs="?", default="", help="where to (any other)")
-    add_cluster(parser)
+    add_target(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     async def move(operator: "Operator", registry: str) -> int:
         began = time.monotonic()
-        moved = await operator.move_user(registry, user_of(args), args.node)
+        moved = await operator.move_user(registry, user_of(args), node_of(args))
         took_ms = (time.monotonic() - began) * 1000
         placement = moved.placement
         print(

@@ -15,9 +15,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
+from steward.cli.cluster_file import CLUSTER_NAME
 from steward.cli.layout import MODULES
 from steward.config.settings import env_name
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     node_id = _setting(args.role, "id", args.settings, os.environ)
     registry = _setting(args.role, "registry", args.settings, os.environ)
     data = _setting(args.role, "data", args.settings, os.environ) or ".steward"
+    cluster = _setting(args.role, "cluster", args.settings, os.environ) or CLUSTER_NAME
     if not node_id or not registry:
         print(
             "steward: supervise agent: --id and --registry are needed (or STEWARD_AGENT_ID, "
@@ -51,11 +53,15 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    return asyncio.run(_supervise(args.role, args.settings, node_id, registry, Path(data)))
+
+    async def report(pid: int, code: int) -> None:
+        await _report(registry, Path(data), cluster, node_id, pid, code)
+
+    return asyncio.run(_supervise(args.role, args.settings, report))
 
 
 async def _supervise(
-    role: str, settings: Sequence[str], node_id: str, registry: str, data: Path
+    role: str, settings: Sequence[str], report: Callable[[int, int], Awaitable[None]]
 ) -> int:
     command = (sys.executable, "-P", "-m", MODULES[role], *settings)
     process = await asyncio.create_subprocess_exec(*command, "--parent-pid", str(os.getpid()))
@@ -71,18 +77,20 @@ async def _supervise(
         asyncio.get_running_loop().add_signal_handler(number, pass_on, number)
     code = await process.wait()
     if not asked:
-        await _report(registry, data, node_id, process.pid, code)
+        await report(process.pid, code)
     return code if code >= 0 else 128 - code
 
 
-async def _report(registry: str, data: Path, node_id: str, pid: int, code: int) -> None:
+async def _report(
+    registry: str, data: Path, cluster: str, node_id: str, pid: int, code: int
+) -> None:
     """Tell the registry, again and again for a while: it may be starting too."""
     from steward.cli.operator_calls import Operator
     from steward.errors import StewardError
 
     how = f"signal {-code}" if code < 0 else f"code {code}"
     until = time.monotonic() + REPORT_FOR_S
-    async with Operator(data) as operator:
+    async with Operator.of_data(data, cluster) as operator:
         while True:
             try:
                 evidence = f"reaped by its supervisor, {how}"

@@ -153,7 +153,7 @@ class _Cluster:
         await asyncio.to_thread(importlib.import_module, "steward.cli.operator_calls")
         from steward.cli.operator_calls import Operator
 
-        return Operator(self._directory.path)
+        return Operator.of_data(self._directory.path)
 
     async def _keep_showing(self) -> None:
         rate = EventRate()

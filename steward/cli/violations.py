@@ -12,7 +12,8 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from steward.cli.operating import add_cluster, operate
+from steward.cli.operating import operate
+from steward.cli.target import add_target
 from steward.errors import StewardError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="show refusals and breaches",
         description="Show what the guards refused, and what must never happen.",
     )
-    add_cluster(parser)
+    add_target(parser)
     parser.add_argument("--follow", action="store_true", help="go on as they are recorded")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--limit", type=int, default=100, metavar="N", help="the newest N (100)")

@@ -1,8 +1,8 @@
 """`steward where USER`: which node holds a user's manager, by the registry.
 
 Asks without placing: a user who is nowhere stays so. Prints the node, the epoch, its
-address, the last stored sequence and the edges that asked for the user, or JSON. Exit code
-1 when the user is nowhere.
+address, the last stored sequence and the user's open connections by edge, or JSON. What
+nobody answers in time is unknown (null). Exit code 1 when the user is nowhere.
 """
 
 import argparse
@@ -10,9 +10,9 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from steward.cli.operating import add_cluster, add_user, operate, user_of
-from steward.errors import StewardError
-from steward.model.keys import UserKey
+from steward.cli.counting import last_sequence, of_user
+from steward.cli.operating import add_user, operate, user_of
+from steward.cli.target import add_target
 
 if TYPE_CHECKING:
     from steward.cli.operator_calls import Operator
@@ -23,10 +23,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "where",
         help="say which node holds a user's manager",
-        description="Print where a user's manager is, and how far its stream.",
+        description="Print where a user's manager is, how far its stream, and who is connected.",
     )
     add_user(parser)
-    add_cluster(parser)
+    add_target(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -42,7 +42,12 @@ async def _find(args: argparse.Namespace, operator: "Operator", registry: str) -
         print(f"steward: {user} is nowhere: no manager is placed", file=sys.stderr)
         return 1
     placement = found.placement
-    sequence = await _sequence(operator, placement.address, user) if found.node_alive else None
+    connections = of_user(await operator.count_connections(registry, [user]), 0)
+    nodes = [placement.address]
+    if not found.node_alive:
+        # What is stored can be read through any node that lives.
+        nodes = [node.address for node in (await operator.describe_cluster(registry)).nodes]
+    sequence = await last_sequence(operator, nodes, user)
     if args.json:
         print(
             json.dumps(
@@ -55,7 +60,9 @@ async def _find(args: argparse.Namespace, operator: "Operator", registry: str) -
                     "address": placement.address,
                     "node_alive": found.node_alive,
                     "edges": list(found.edges),
-                    **({"sequence": sequence} if sequence is not None else {}),
+                    "connections": connections.total,
+                    "connections_by_edge": connections.by_edge,
+                    "sequence": sequence,
                 }
             )
         )
@@ -63,13 +70,5 @@ async def _find(args: argparse.Namespace, operator: "Operator", registry: str) -
     dead = "" if found.node_alive else " (node is dead; placed again on demand)"
     print(f"{placement.node_id} epoch {placement.epoch} {placement.address}{dead}")
     known = "unknown" if sequence is None else str(sequence)
-    print(f"last sequence {known}; edges: {', '.join(found.edges) or 'none asked'}")
+    print(f"last sequence {known}; {connections}")
     return 0
-
-
-async def _sequence(operator: "Operator", node: str, user: UserKey) -> int | None:
-    """The last stored sequence; None when the node does not answer."""
-    try:
-        return await operator.last_sequence(node, user)
-    except StewardError:
-        return None

@@ -75,6 +75,11 @@ def _traceparent(value: Any) -> bool:
     return isinstance(value, str) and _TRACE.fullmatch(value) is not None
 
 
+def _merges(event: Mapping[str, Any]) -> bool:
+    first, last = event["from_sequence"], event.get("sequence")
+    return not (_ordinal(first) and _ordinal(last)) or first < last
+
+
 @dataclass(frozen=True, slots=True)
 class _Shape:
     required: Mapping[str, Check]
@@ -93,7 +98,13 @@ _ENVELOPE = _Shape(
         "trace": _traceparent,
         "data": _object,
     },
-    {"thread_id": _name, "run_id": _name, "agent": _name, "parent_run_id": _name},
+    {
+        "thread_id": _name,
+        "run_id": _name,
+        "agent": _name,
+        "parent_run_id": _name,
+        "from_sequence": _ordinal,
+    },
 )
 _ERROR = _Shape({"type": _name, "message": _text})
 _DATA: dict[str, _Shape] = {
@@ -214,12 +225,16 @@ class StreamChecker:
     def _position(self, event: Mapping[str, Any], at: int) -> bool:
         if at >= 0:
             last, self._last = self._last, at if self._last is None else max(self._last, at)
+            # A merged event stands for those from `first` on.
+            first = event.get("from_sequence", at)
+            if not (isinstance(first, int) and 0 <= first <= at):
+                first = at
             if last is None:
-                self._from_start = at <= 1
-            elif at <= last:
+                self._from_start = first <= 1
+            elif first <= last:
                 self._find("repeat", at, f"{last} was seen already")
                 return False
-            elif at > last + 1:
+            elif first > last + 1:
                 self._find("gap", at, f"{last} was the one before")
                 self._from_start = False
         stream, epoch = event.get("stream_id"), event.get("epoch")
@@ -240,6 +255,8 @@ class StreamChecker:
         kind, data = event.get("type"), event.get("data")
         if not isinstance(kind, str):
             return
+        if "from_sequence" in event and not (kind == _E.AGENT_TEXT and _merges(event)):
+            self._find("wrong_merge", at, f"{kind} from {event['from_sequence']!r:.80}")
         for name in _NEEDS.get(kind, ()):
             if name not in event:
                 self._find("missing_field", at, f"{kind} has no {name}")

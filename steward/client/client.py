@@ -51,7 +51,9 @@ class Client:
     a token.
     `client_id` names this tab or device: the same id connecting again takes over from the one
     before. `after` resumes: a StreamPosition, a sequence, or 0 for the whole stream; without it
-    only what happens from now on is seen.
+    only what happens from now on is seen. `merge` lets the server send neighbouring deltas of one
+    text as one event while this client reads too slowly (see `Event`); whether it does is the
+    `merge` of `ready`.
 
     Iterating over the client gives every event of the user, next in order, once. At most
     `buffer` of them wait for the reader (see `EventBuffer`). `on_opened` is called at every
@@ -66,6 +68,7 @@ class Client:
         token_provider: TokenProvider | None = None,
         client_id: str | None = None,
         after: StreamPosition | int | None = None,
+        merge: bool = False,
         buffer: int = BUFFERED_EVENTS,
         on_opened: Callable[[commands.Opened], None] | None = None,
         on_problem: Callable[[commands.Problem], None] | None = None,
@@ -82,6 +85,7 @@ class Client:
         self._token = token
         self._provider = token_provider
         self._client_id = client_id
+        self._merge = merge
         self._on_opened = on_opened
         self._on_problem = on_problem
         self._session = ClientSession(
@@ -357,6 +361,8 @@ class Client:
                 query["stream"] = effect.stream
         if self._client_id is not None:
             query["client"] = self._client_id
+        if self._merge:
+            query["merge"] = "1"
         if effect.new_token:
             self._token = None
         url = self._connect_urls[self._dials % len(self._connect_urls)]

@@ -327,16 +327,19 @@ class ClientSession:
 
     def _on_event(self, now_ms: int, frame: Frame, random: float) -> None:
         sequence, epoch = frame.get("sequence"), frame.get("epoch")
+        # Of a merged event the first that it stands for.
+        first = frame.get("from_sequence", sequence)
         if self.state is not SessionState.OPEN or self._last is None:
             self._resume(now_ms, random, "an event before ready")
-        elif not _is_count(sequence) or not _is_count(epoch):
+        elif not _is_count(sequence) or not _is_count(epoch) or not _is_count(first):
             self._resume(now_ms, random, "a malformed event")
         elif frame["stream_id"] != self._stream:
             self._resume(now_ms, random, "an event of another stream")
         elif sequence <= self._last:
             return
-        elif sequence != self._last + 1 and self._anchored:
-            self._resume(now_ms, random, f"sequence {sequence} came after {self._last}")
+        elif first > sequence or (first != self._last + 1 and self._anchored):
+            # Also when it stands for some that were delivered: their text would come twice.
+            self._resume(now_ms, random, f"sequence {first} came after {self._last}")
         elif epoch < self._epoch:
             self._resume(now_ms, random, f"epoch {epoch} came after {self._epoch}")
         else:

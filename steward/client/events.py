@@ -15,7 +15,10 @@ class Event:
 
     `data` belongs to `type` (see `docs/wire-protocol.md`); types that this version does not know
     arrive as well. What does not apply is an empty string. `raw` is the text as it came, the
-    same for every tab and device.
+    same for every tab and device that does not merge.
+
+    With `merge`, an `agent_text` may stand for several: for those from `from_sequence` to
+    `sequence`. Else the two are equal.
     """
 
     type: str
@@ -31,6 +34,7 @@ class Event:
     parent_run_id: str
     data: Mapping[str, Any]
     raw: str
+    from_sequence: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,4 +69,5 @@ def event_of(frame: Mapping[str, Any], raw: str) -> Event:
         parent_run_id=str(frame.get("parent_run_id", "")),
         data=data if isinstance(data, dict) else {},
         raw=raw,
+        from_sequence=int(frame.get("from_sequence", frame["sequence"])),
     )

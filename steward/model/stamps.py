@@ -13,16 +13,18 @@ def rfc3339(unix_ms: int) -> str:
 
 
 class StampCache:
-    """Formats a millisecond once, however many events carry it."""
+    """Formats a second once, however many events carry it: their milliseconds are put behind."""
 
-    __slots__ = ("_ms", "_text")
+    __slots__ = ("_prefix", "_second")
 
     def __init__(self) -> None:
-        self._ms = -1
-        self._text = ""
+        self._second = -1
+        self._prefix = ""
 
     def text(self, unix_ms: int) -> str:
-        if unix_ms != self._ms:
-            self._ms = unix_ms
-            self._text = rfc3339(unix_ms)
-        return self._text
+        """As `rfc3339`."""
+        second, ms = divmod(unix_ms, 1000)
+        if second != self._second:
+            self._second = second
+            self._prefix = rfc3339(second * 1000)[: -len("000Z")]
+        return f"{self._prefix}{ms:03}Z"

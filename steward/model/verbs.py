@@ -101,8 +101,7 @@ class RepeatCall(NamedTuple):
 Verb = EmitEvent | FinishRun | RecordStep | RepeatCall
 
 
-@dataclass(frozen=True, slots=True)
-class VerbsAcknowledged:
+class VerbsAcknowledged(NamedTuple):
     """All verbs of this run up to `number` are in the log."""
 
     key: RunKey

@@ -26,6 +26,10 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Probing for the bandwidth costs a ping and its answer for most messages that come alone, a
+    # tenth of what such a message costs; a fixed window is wide enough for what is carried here.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1024 * 1024),
     # Two channels to one address must not share a broken connection's backoff.
     ("grpc.use_local_subchannel_pool", 1),
 ]

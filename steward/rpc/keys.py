@@ -8,6 +8,7 @@ import os
 import secrets
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -31,12 +32,20 @@ def load_or_create_key(data: Path, name: str) -> Ed25519PrivateKey:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             _create(path)
+    except OSError as error:
+        raise KeyUnusable(f"{path}: {error.strerror}; make it readable and writable") from error
+    return load_key(path)
+
+
+def load_key(path: Path) -> Ed25519PrivateKey:
+    """The Ed25519 key in a file. Raises KeyUnusable, like `load_or_create_key`; makes nothing."""
+    try:
         if path.stat().st_mode & 0o077:
             raise KeyUnusable(f"{path} may be read by others; run: chmod 600 {path}")
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
-        raise KeyUnusable(f"{path}: {error.strerror}; make it readable and writable") from error
-    except ValueError:
+        raise KeyUnusable(f"{path} can't be read: {error.strerror}") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise KeyUnusable(f"{path} is not a PEM private key; restore it, or move it away") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyUnusable(f"{path} is not an Ed25519 key; restore it, or move it away")

@@ -33,6 +33,31 @@ def error_of(failure: grpc.RpcError) -> StewardError:
 
     A transport that broke (UNAVAILABLE without details) has the reason MANAGER_UNAVAILABLE.
     """
+    refusal = refusal_of(failure)
+    if refusal is not None:
+        return refusal
+    if is_unreachable(failure):
+        details = failure.details() if isinstance(failure, grpc.aio.AioRpcError) else None
+        return StewardError(Reason.MANAGER_UNAVAILABLE, details or "peer unreachable")
+    return StewardError(Reason.INTERNAL, "the peer failed without a reason")
+
+
+def is_unreachable(failure: grpc.RpcError) -> bool:
+    """Whether the call failed on the way: the peer is away, silent, or not ours."""
+    # CANCELLED: the peer saw the deadline of this call first. Who cancels a call of its own gets
+    # CancelledError, not this.
+    codes = (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+    )
+    if not isinstance(failure, grpc.aio.AioRpcError) or failure.code() not in codes:
+        return False
+    return refusal_of(failure) is None
+
+
+def refusal_of(failure: grpc.RpcError) -> StewardError | None:
+    """The refusal that a peer ended the call with; None when the failure carries none."""
     if isinstance(failure, grpc.aio.AioRpcError):
         for key, value in failure.trailing_metadata() or ():
             if key == "grpc-status-details-bin" and isinstance(value, bytes):
@@ -42,6 +67,4 @@ def error_of(failure: grpc.RpcError) -> StewardError:
                     ours = detail.Unpack(info) and info.domain == DOMAIN
                     if ours and info.reason in Reason.__members__:
                         return StewardError(Reason(info.reason), status.message)
-        if failure.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            return StewardError(Reason.MANAGER_UNAVAILABLE, failure.details() or "peer unreachable")
-    return StewardError(Reason.INTERNAL, "the peer failed without a reason")
+    return None

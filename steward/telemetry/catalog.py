@@ -151,6 +151,11 @@ class LogMetrics(ServiceMetrics):
         self.appended = Counter(
             "steward_log_events_total", "Events made durable.", registry=registry
         )
+        self.compacted = Counter(
+            "steward_log_compacted_events_total",
+            "Events removed because they were older than `log.keep_days`.",
+            registry=registry,
+        )
         self.appends = Counter(
             "steward_log_appends_total",
             "Appends by outcome: committed, repeated, fenced, conflict.",

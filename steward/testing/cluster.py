@@ -85,6 +85,7 @@ class NodeUnderTest:
         self.address = f"{name}:1"
         self.metrics = AgentMetrics(CollectorRegistry())
         self._driver = cluster.driver
+        self._reported = cluster.record
         self._log = log
         self._telling: asyncio.Future[None] | None = None
         catalog = load_agents(agents)
@@ -180,10 +181,9 @@ class NodeUnderTest:
         self._driver.submit(ask.ReportLogHead(self._peer, fence))
 
     def report(self, violation: Violation) -> None:
-        kind = violation.kind.value
-        self.metrics.refusals.labels(kind=kind).inc()
-        user, epoch, evidence = violation.user, violation.epoch, violation.evidence
-        self._driver.submit(ask.ReportRefusal(self._peer, kind, user, epoch, evidence, ""))
+        """What a `ViolationReporter` does: count it, and have it recorded by a call."""
+        self.metrics.refusals.labels(kind=violation.kind.value).inc()
+        self._reported(violation, f"agent:{self.name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +314,8 @@ class InProcessCluster:
         self._agents = agents
         self._policy = policy
         self._count = nodes
+        # Reports are stored in their order: when this one is, all are.
+        self._last_report: asyncio.Future[int] | None = None
         self.driver = RegistryDriver(
             Registry(config), store, _Dialer(), self.registry_metrics, clock
         )
@@ -389,7 +391,13 @@ class InProcessCluster:
     async def violations(self) -> list[ViolationRow]:
         """What is recorded as a refusal or breach, oldest first, of all submitted until now."""
         await self._ask(lambda peer: ask.FindPlacement(peer, UserKey("nobody", "nobody")))
+        if self._last_report is not None:
+            await asyncio.wait_for(asyncio.shield(self._last_report), DEADLINE_S)
         return await self.store.violations(0, 10_000)
+
+    def record(self, violation: Violation, reporter: str) -> None:
+        """What the registry does with a report that came by a call."""
+        self._last_report = self.driver.recorder.record([violation], reporter)
 
     async def _ask(self, command: Callable[[PeerId], ask.Command]) -> tell.Message:
         call = _Call()

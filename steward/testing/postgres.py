@@ -71,10 +71,12 @@ class PostgresServer:
         options = [f"-c{name}={value}" for name, value in _OPTIONS.items()]
         with (self._directory / "postgres.log").open("ab") as output:
             self._process = subprocess.Popen(
-                [self._programs / "postgres", "-D", self._data, f"-p{self.port}", *options],
+                _command(
+                    self._user,
+                    *(self._programs / "postgres", "-D", self._data, f"-p{self.port}", *options),
+                ),
                 stdout=output,
                 stderr=output,
-                user=self._user,
                 start_new_session=True,
             )
         deadline = time.monotonic() + READY_S
@@ -90,11 +92,11 @@ class PostgresServer:
 
     def _initialise(self) -> None:
         subprocess.run(
-            [
+            _command(
+                self._user,
                 *(self._programs / "initdb", "-D", self._data),
                 *("-Upostgres", "-EUTF8", "--locale=C", "--auth=trust"),
-            ],
-            user=self._user,
+            ),
             check=True,
             stdout=subprocess.DEVNULL,
             cwd=self._data,
@@ -157,6 +159,15 @@ class PostgresServer:
         await self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
+def _command(user: str | None, *words: object) -> list[str]:
+    """A command as another user, who takes over the process.
+
+    Not `Popen(user=...)`: it forks, and the child of a process in which gRPC has worked may crash.
+    """
+    before = ["setpriv", f"--reuid={user}", "--"] if user is not None else []
+    return before + [str(word) for word in words]
+
+
 def _children(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in text.split()]
@@ -190,10 +201,9 @@ class PgBouncer:
         """Start it and wait until it takes connections."""
         with (self._directory / "pgbouncer.log").open("wb") as output:
             self._process = subprocess.Popen(
-                [self._program, self._settings],
+                _command(self._user, self._program, self._settings),
                 stdout=output,
                 stderr=output,
-                user=self._user,
                 start_new_session=True,
             )
         wait_for(self._listens, READY_S, "PgBouncer takes connections")

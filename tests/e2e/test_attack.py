@@ -5,7 +5,7 @@ The tests share one cluster, but for the one that puts a breach on record.
 
 import asyncio
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 
 from steward.cli import attack
 from steward.cli.cheats import CHEATS, Cheat, CheatWorked, Field
-from steward.cli.cluster_file import read_cluster
+from steward.cli.target import target_of
 from steward.testing.local_cluster import LocalCluster
 
 RefusalsOf = Callable[..., list[dict[str, Any]]]
@@ -92,7 +92,9 @@ def test_wrong_use_plays_nothing(cluster: LocalCluster, words: tuple[str, ...], 
 @asynccontextmanager
 async def field_of(cluster: LocalCluster) -> AsyncIterator[Field]:
     async with aiohttp.ClientSession() as http:
-        field = Field(cluster.data, read_cluster(cluster.data), http)
+        args = arguments(cluster.data)
+        target = target_of(args)
+        field = Field(target, attack.doors_of(args, target), http)
         try:
             yield field
         finally:
@@ -157,7 +159,10 @@ def test_a_failure_is_exit_code_1(
 
 
 def arguments(data: Path) -> Namespace:
-    return Namespace(data=data, all=True, list=False, names=[])
+    """As the command line makes them."""
+    parser = ArgumentParser()
+    attack.add_parser(parser.add_subparsers())
+    return parser.parse_args(["attack", "--data", str(data), "--all"])
 
 
 def test_a_breach_is_a_failure_of_every_command_that_looks(start_cluster: Any) -> None:

@@ -90,3 +90,44 @@ def test_without_a_name_nothing_is_started() -> None:
     )
     assert answer.returncode == 2
     assert "--id" in answer.stderr
+
+
+def test_a_death_is_reported_to_a_cluster_of_another_name(
+    tmp_path: Path, free_port: int, request: pytest.FixtureRequest
+) -> None:
+    address = f"127.0.0.1:{free_port}"
+    here = ("--data", str(tmp_path), "--cluster", "eu-1")
+    registry = subprocess.Popen(
+        [STEWARD, "registry", *here, "--id", "registry", "--grpc-port", str(free_port)],
+        stderr=subprocess.DEVNULL,
+    )
+    request.addfinalizer(registry.wait)
+    request.addfinalizer(registry.kill)
+    # Nobody listens where the log should be: the node joins all the same.
+    peers = ("--id", "node-x", "--registry", address, "--log", "127.0.0.1:1")
+    supervisor = subprocess.Popen(
+        [STEWARD, "supervise", "agent", *here, *peers],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    request.addfinalizer(supervisor.communicate)
+    request.addfinalizer(supervisor.kill)
+
+    def joined() -> bool:
+        answer = subprocess.run(
+            [STEWARD, "status", *here, "--registry", address, "--json"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        return "node-x" in answer.stdout
+
+    wait_for(joined, 30, "the node has joined")
+    os.kill(child_of(supervisor.pid), signal.SIGKILL)
+    _, said = supervisor.communicate(timeout=20)
+    assert supervisor.returncode == 128 + signal.SIGKILL
+    # What is refused, as a report under another cluster's name is, would be said.
+    assert "the death of node-x" not in said
+    assert not joined()

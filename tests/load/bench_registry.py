@@ -1,200 +1,116 @@
 """What a registry process does on this machine, over one gRPC stream of one edge.
 
-    .venv/bin/python -m tests.load.bench_registry [--users 100000]
+    .venv/bin/python -m tests.load.bench_registry [--rounds 3] [--quick]
 
-A real process on SQLite, three sessions of nodes, one of an edge. Prints new placements
-(durable), resolves of placed users, what the process costs when nothing happens, its memory, and
-how long 5,000 users of a dead node wait for their new one. Figures of a shared machine drift by
-20 % and more: compare runs side by side.
+A real process on SQLite, three sessions of nodes, one of an edge. New placements (durable),
+resolves of placed users, what the process costs when nothing happens, its memory, and how long
+5,000 users of a dead node wait for their new one, from the moment in which its death is reported.
+CPU is that of the registry process: it moves less than the clock on a shared machine. Each round
+begins with an empty store; `tests.load.registry_growth` measures large ones.
 """
 
 import argparse
-import asyncio
-import os
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import defaultdict
 from pathlib import Path
-from typing import Any, Self
 
-import grpc
 import uvloop
 
-from steward.rpc.factory import make_channel
-from steward.rpc.keys import CONTROL_KEY, load_or_create_key
-from steward.rpc.roles import Role, RoleCredentials
-from steward.v1 import placement_pb2
-from steward.v1 import registry_service_pb2 as pb
-from steward.v1.registry_service_pb2_grpc import RegistryServiceStub
-from tests.load.machine import cpu_seconds, facts, load, resident_kib
+from tests.load import registry_growth
+from tests.load.machine import facts, load, resident_kib
+from tests.load.registry_stand import RegistryStand
+from tests.load.rows import Row
 
-CLUSTER = "bench"
-NODES = 3
-IN_REQUEST = 512
-WAITING = 8
-"""Requests without an answer: enough to keep the store busy, few enough for its deadline."""
+USERS, USERS_QUICK = 100_000, 30_000
 STORM = 5_000
-IDLE_S = 5.0
-START_S = 10.0
-BEAT_S = 0.25
+IDLE_S, IDLE_QUICK_S = 5.0, 2.0
+ROUNDS = 3
+
+# What, its unit, the goal, whether less is better.
+PLACED = ("new placements, durable", "/s", 15_000, False)
+PLACED_LOOP = ("CPU of a new placement, event loop", "µs", None, True)
+PLACED_CPU = ("CPU of a new placement, all threads", "µs", None, True)
+RESOLVED = ("resolves of placed users", "/s", 40_000, False)
+RESOLVED_CPU = ("CPU of a resolve, all threads", "µs", None, True)
+MEMORY = ("memory of a placement", "bytes", 1_024, True)
+IDLE = ("idle, of a core", "%", 5, True)
+AGAIN = ("5,000 users of a dead node all placed again", "ms", 350, True)
+AGAIN_LOOP = ("CPU of one of them, event loop", "µs", None, True)
+AGAIN_CPU = ("CPU of one of them, all threads", "µs", None, True)
+ORDER = (
+    PLACED,
+    PLACED_LOOP,
+    PLACED_CPU,
+    RESOLVED,
+    RESOLVED_CPU,
+    MEMORY,
+    IDLE,
+    AGAIN,
+    AGAIN_LOOP,
+    AGAIN_CPU,
+)
+
+Values = defaultdict[tuple[str, str, float | None, bool], list[float]]
 
 
-class Bench:
-    """The registry process and its clients."""
-
-    def __init__(self, data: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        options = [f"--data={data}", f"--cluster={CLUSTER}", f"--grpc-port={port}"]
-        options += ["--ops-port=0", f"--parent-pid={os.getpid()}"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "registry_service", *options], stderr=subprocess.DEVNULL
-        )
-        self._key = load_or_create_key(data, CONTROL_KEY)
-        self._channel = make_channel(f"127.0.0.1:{port}")
-        self._stub = RegistryServiceStub(self._channel)
-        self._tasks: list[asyncio.Task[None]] = []
-        self._answers: dict[int, asyncio.Future[Any]] = {}
-        self._request = 0
-        self._writing = asyncio.Lock()
-        # Some users of the first node.
-        self.of_first: list[int] = []
-
-    def _metadata(self, role: Role, name: str) -> tuple[tuple[str, str], ...]:
-        token = RoleCredentials(self._key, role, CLUSTER, name).token()
-        return (("authorization", f"Bearer {token}"),)
-
-    async def __aenter__(self) -> Self:
-        async with asyncio.timeout(START_S):
-            await self._channel.channel_ready()
-        for number in range(NODES):
-            await self._join(number)
-        self._edge = self._stub.HoldEdgeSession(metadata=self._metadata(Role.EDGE, "edge"))
-        hello = pb.EdgeHello(cluster=CLUSTER, edge_id="edge")
-        await self._edge.write(pb.HoldEdgeSessionRequest(hello=hello))
-        self._tasks.append(asyncio.create_task(self._read_edge()))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._channel.close()
-        self.process.terminate()
-        self.process.wait(START_S)
-
-    async def _join(self, number: int) -> None:
-        """A node that beats, renews, and says that the log is empty."""
-        name = f"node-{number}"
-        call = self._stub.HoldNodeSession(metadata=self._metadata(Role.AGENT, name))
-        hello = pb.NodeHello(
-            cluster=CLUSTER, node_id=name, nonce=name, address="127.0.0.1:1", pid=number + 1
-        )
-        await call.write(pb.HoldNodeSessionRequest(hello=hello))
-        writing = asyncio.Lock()
-
-        async def send(**body: Any) -> None:
-            async with writing:
-                await call.write(pb.HoldNodeSessionRequest(**body))
-
-        async def beat() -> None:
-            renewal = 0
-            while True:
-                renewal += 1
-                await send(beat=pb.NodeBeat(beat=renewal, log_reachable=True))
-                await send(renew=pb.RenewLease(renewal=renewal))
-                await asyncio.sleep(BEAT_S)
-
-        async def read() -> None:
-            try:
-                async for message in call:
-                    if message.WhichOneof("body") == "ask_log_head":
-                        await send(log_head=pb.ReportLogHead())
-            except grpc.aio.AioRpcError:
-                return  # The node that is declared dead.
-
-        self._tasks += [asyncio.create_task(beat()), asyncio.create_task(read())]
-
-    async def _read_edge(self) -> None:
-        async for message in self._edge:
-            if message.WhichOneof("body") == "resolved":
-                resolved = message.resolved
-                waiting = self._answers[resolved.request_id]
-                for result in resolved.results:
-                    if result.WhichOneof("result") == "refusal":
-                        waiting.set_exception(RuntimeError(result.refusal.message))
-                        return
-                    if result.placement.node_id == "node-0" and len(self.of_first) < STORM:
-                        self.of_first.append(int(result.user.user_id))
-                if not resolved.more:
-                    waiting.set_result(resolved)
-
-    async def resolve(self, users: Sequence[int]) -> float:
-        """Seconds until all of them have an answer; a refusal ends the measurement."""
-        gate = asyncio.Semaphore(WAITING)
-
-        async def ask(part: Sequence[int]) -> None:
-            async with gate:
-                self._request += 1
-                number = self._request
-                answer = self._answers[number] = asyncio.get_running_loop().create_future()
-                request = pb.ResolveManagersRequest(
-                    request_id=number, users=[_query(user) for user in part]
-                )
-                async with self._writing:
-                    await self._edge.write(pb.HoldEdgeSessionRequest(resolve=request))
-                await answer
-                del self._answers[number]
-
-        parts = [users[first : first + IN_REQUEST] for first in range(0, len(users), IN_REQUEST)]
-        began = time.perf_counter()
-        await asyncio.gather(*map(ask, parts))
-        return time.perf_counter() - began
-
-    async def kill(self, number: int) -> None:
-        """Evidence A about a node: its users are nowhere after this."""
-        report = pb.ReportDeathRequest(node_id=f"node-{number}", pid=number + 1, evidence="bench")
-        metadata = self._metadata(Role.OPERATOR, "bench")
-        response = await self._stub.ReportDeath(report, metadata=metadata)
-        assert response.fenced
-
-
-def _query(number: int) -> pb.UserQuery:
-    user = placement_pb2.UserKey(tenant_id="bench", user_id=str(number))
-    return pb.UserQuery(user=user)
-
-
-async def measure(data: Path, users: int) -> None:
-    async with Bench(data) as bench:
-        pid = bench.process.pid
-        await bench.resolve(range(users, users + 1))
+async def measure(data: Path, users: int, idle_s: float, values: Values) -> None:
+    """One round."""
+    async with RegistryStand(data) as stand:
+        pid = stand.process.pid
+        await stand.resolve(range(users, users + 1))
         empty = resident_kib(pid)
-        took = await bench.resolve(range(users))
-        print(f"new placements, durable     {users / took:>12,.0f} /s")
-        print(f"memory of {users:,} of them {(resident_kib(pid) - empty) / 1024:>10,.0f} MiB")
-        took = await bench.resolve(range(users))
-        print(f"resolves of placed users    {users / took:>12,.0f} /s")
-        before = cpu_seconds(pid)
-        await asyncio.sleep(IDLE_S)
-        print(
-            f"idle                        {(cpu_seconds(pid) - before) / IDLE_S:>12.2%} of a core"
-        )
-        await bench.kill(0)
-        took = await bench.resolve(list(bench.of_first))
-        print(f"{len(bench.of_first):,} users of a dead node {took * 1000:>14,.0f} ms")
+        placed = await stand.resolve(range(users))
+        values[PLACED].append(placed.per_second)
+        values[PLACED_LOOP].append(placed.loop_us)
+        values[PLACED_CPU].append(placed.cpu_us)
+        values[MEMORY].append((resident_kib(pid) - empty) * 1024 / users)
+        resolved = await stand.resolve(range(users))
+        values[RESOLVED].append(resolved.per_second)
+        values[RESOLVED_CPU].append(resolved.cpu_us)
+        values[IDLE].append(100 * await stand.idle(idle_s))
+        of_dead = [number for number, node in stand.nodes.items() if node == "node-0"][:STORM]
+        assert len(of_dead) == STORM
+        began = time.perf_counter()
+        await stand.kill(0)
+        killed_s = time.perf_counter() - began
+        again = await stand.resolve(of_dead)
+        values[AGAIN].append((killed_s + again.wall_s) * 1000)
+        values[AGAIN_LOOP].append(again.loop_us)
+        values[AGAIN_CPU].append(again.cpu_us)
+        assert not any(stand.nodes[number] == "node-0" for number in of_dead)
+
+
+def figures(rounds: int, quick: bool) -> list[Row]:
+    """The rows of this benchmark, and those of `registry_growth`.
+
+    Quick: 30,000 users instead of 100,000, shorter idling.
+    """
+    return [*of_one_store(rounds, quick), *registry_growth.figures(rounds, quick)]
+
+
+def of_one_store(rounds: int, quick: bool) -> list[Row]:
+    """Each round begins with an empty store."""
+    values: Values = defaultdict(list)
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            users, idle_s = (USERS_QUICK, IDLE_QUICK_S) if quick else (USERS, IDLE_S)
+            uvloop.run(measure(Path(folder), users, idle_s, values))
+    return [
+        Row(what, unit, values[what, unit, goal, less], goal, less)
+        for what, unit, goal, less in ORDER
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     print(f"{facts()}, load {load():.1f}")
-    with tempfile.TemporaryDirectory() as folder:
-        uvloop.run(measure(Path(folder), options.users))
+    for row in of_one_store(options.rounds, options.quick):
+        what, value, spread, goal = row.cells()
+        print(f"{what:<46}{value:>16}  {spread:<20}{goal}")
 
 
 if __name__ == "__main__":

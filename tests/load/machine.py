@@ -5,13 +5,18 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+from steward.load.processes import cpu_seconds
 
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used, in user and kernel, all threads; to a hundredth."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
+__all__ = [
+    "cpu_by_name",
+    "cpu_seconds",
+    "facts",
+    "load",
+    "memory_by_name",
+    "pin",
+    "resident_kib",
+    "two_cpus",
+]
 
 
 def resident_kib(pid: int) -> int:
@@ -30,6 +35,18 @@ def cpu_by_name(pids: Mapping[str, int]) -> dict[str, float]:
 def memory_by_name(pids: Mapping[str, int]) -> dict[str, int]:
     """Resident KiB of several processes, by name."""
     return {name: resident_kib(pid) for name, pid in pids.items()}
+
+
+def pin(pid: int, cpu: int) -> None:
+    """Keep every thread of a process, and those it will make, on one CPU."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {cpu})
+
+
+def two_cpus() -> tuple[int, int]:
+    """A CPU for what is measured and one for the load; the same one where there is one only."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus[0], cpus[-1]
 
 
 def facts() -> str:

@@ -16,7 +16,7 @@ import random
 import time
 from asyncio import Future
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,34 +26,39 @@ from agent_service.core.journal import Append, AppendOutcome, Seal, SealOutcome
 from agent_service.log.counting import CommitCounter
 from agent_service.log.memory import new_stream_id
 from agent_service.log.port import (
+    Compaction,
+    Done,
     EventPage,
     LogFailed,
     LogFull,
     LogSummary,
     OpenRunPage,
+    Operation,
+    Outcome,
     ReadRange,
     ThreadSummary,
 )
 from agent_service.log.postgres import groups
-from agent_service.log.postgres.connecting import Database, check_server, is_passing, mistake
+from agent_service.log.postgres.connecting import Database
 from agent_service.log.postgres.migrations import SLOTS
 from agent_service.log.postgres.migrator import migrate
 from agent_service.log.postgres.reader import PostgresReader
 from agent_service.log.rules import MOST_WAITING, check_append, check_seal
-from agent_service.log.writer import Group, Operation, Outcome
+from agent_service.log.writer import Group
+from steward.errors import Reason, StewardError
 from steward.model.keys import UserKey
+from steward.postgres.connecting import Backoff, is_passing
 from steward.telemetry.catalog import LogMetrics
-from steward.telemetry.logs import fields
 
 MOST_GROUP_BYTES = 8 * 1024 * 1024
 GROUP_S = 10.0
 """The longest that a group is waited for; then its connection is given up, and it is sent again."""
-FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.05, 1.0
 CLOSE_S = 5.0
+COMPACT_STREAMS = 64
+"""Streams that one step of a compaction locks, for the time that it takes."""
+COMPACT = "SELECT * FROM steward.compact_v1(to_timestamp($1::float8 / 1000), $2, $3)"
 
 _logger = logging.getLogger("steward.log")
-
-Done = Callable[[Sequence[Outcome] | LogFailed], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,8 @@ class PostgresLog:
         self._waiting = 0
         self._futures: set[Future[Outcome]] = set()
         self._lanes: list[asyncio.Task[None]] = []
+        # Between the steps of one compaction.
+        self._compacting: asyncpg.Connection | None = None
         self._closed = False
         self._failure: LogFailed | None = None
         self._failed = asyncio.Event()
@@ -100,24 +107,7 @@ class PostgresLog:
 
         Raises EnvironmentUnusable for a database, role or URL that can't be used.
         """
-        backoff = Backoff()
-        while True:
-            try:
-                connection = await self._database.connect()
-                break
-            except Exception as error:
-                wrong = mistake(error)
-                if wrong is not None:
-                    raise wrong from None
-                if not is_passing(error):
-                    raise
-                self._is_away(error)
-            await backoff.pause()
-        try:
-            await check_server(connection)
-            self.log_id = await migrate(connection)
-        finally:
-            connection.terminate()
+        self.log_id = await self._database.prepare(self._is_away, migrate)
         self.away = None
         self._lanes = [asyncio.create_task(self._lane()) for _ in range(self._writers)]
 
@@ -181,6 +171,35 @@ class PostgresLog:
         """Totals, for operators."""
         return await self._reader.summary(self.log_id)
 
+    async def compact(self, before_ms: int, after: int = 0) -> Compaction:
+        """One step of removing old events, of some streams. As in the port.
+
+        `after` counts streams. While another process compacts this database there is nothing to do.
+        """
+        if self._failure is not None:
+            raise self._failure
+        connection, self._compacting = self._compacting, None
+        try:
+            async with asyncio.timeout(GROUP_S):
+                if connection is None:
+                    connection = await self._database.connect()
+                async with connection.transaction():
+                    row = await connection.fetchrow(COMPACT, before_ms, after, COMPACT_STREAMS)
+            self._compacting, connection = connection, None
+        except Exception as error:
+            if not is_passing(error):
+                raise LogFailed(f"the event log's database failed a compaction: {error}") from error
+            text = "the event log's database is out of reach; try again"
+            raise StewardError(Reason.STORE_UNAVAILABLE, text) from error
+        finally:
+            if connection is not None:
+                connection.terminate()
+        assert row is not None, "a step is one row"
+        if row["after"] is None or self._closed:
+            self._compacting.terminate()
+            self._compacting = None
+        return Compaction(row["removed"], row["after"])
+
     async def failed(self) -> LogFailed:
         """Returns when the engine failed for good."""
         await self._failed.wait()
@@ -204,6 +223,9 @@ class PostgresLog:
             await asyncio.wait(self._lanes)
         for future in list(self._futures):
             future.cancel()
+        if self._compacting is not None:
+            self._compacting.terminate()
+            self._compacting = None
         await self._reader.close()
 
     # ---- the lanes
@@ -307,10 +329,10 @@ class PostgresLog:
         work.done(outcomes)
 
     def _is_away(self, error: BaseException) -> None:
-        what = str(error) or type(error).__name__
-        if self.away is None or not self.log_id:
-            _logger.warning("the event log's database is out of reach", extra=fields(why=what))
-        self.away = f"the event log's database is out of reach: {what}"
+        known = self.away is not None and self.log_id
+        self.away = self._database.away(error)
+        if not known:
+            _logger.warning(self.away)
 
     def _fail(self, error: Exception, works: list[_Work]) -> None:
         """Whatever it was, this program and that database don't fit: the process has to end."""
@@ -321,19 +343,3 @@ class PostgresLog:
         for work in [*works, *self._queue]:
             self._settle(work, self._failure)
         self._queue.clear()
-
-
-class Backoff:
-    """Growing pauses with jitter, for a peer that is away."""
-
-    def __init__(self) -> None:
-        self._next_s = FIRST_BACKOFF_S
-
-    async def pause(self) -> None:
-        await asyncio.sleep(self._next_s * random.uniform(0.5, 1))
-        self._next_s = min(2 * self._next_s, MOST_BACKOFF_S)
-
-
-def postgres_url(store: str) -> bool:
-    """Whether a `log.store` setting names a PostgreSQL database."""
-    return store.startswith(("postgresql://", "postgres://"))

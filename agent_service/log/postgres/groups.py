@@ -25,11 +25,11 @@ from agent_service.core.journal import (
     SealOutcome,
 )
 from agent_service.log.packing import pack
-from agent_service.log.postgres.texts import original, stored
+from agent_service.log.port import Operation
 from agent_service.log.rules import thread_sequence
-from agent_service.log.writer import Operation
 from steward.model.keys import Epoch, StreamId, UserKey
 from steward.model.keys import Sequence as SequenceNumber
+from steward.postgres.texts import original, stored
 
 SEAL = "SELECT * FROM steward.seal_v1($1, $2, $3, $4, $5, $6)"
 APPEND = "SELECT * FROM steward.append_v1(" + ", ".join(f"${n}" for n in range(1, 23)) + ")"

@@ -14,6 +14,7 @@ superuser is not bound by this, which is why this program refuses to work as one
 """
 
 PARTITIONS = 8
+COMPACT_LOCK = 0x53_54_57_44
 SLOTS = 64
 """Rows that share the counting of a log: groups of several processes need not queue for one."""
 
@@ -133,6 +134,7 @@ DECLARE
 BEGIN
     PERFORM set_config(
         'steward.tenants', (SELECT array_agg(DISTINCT t)::text FROM unnest(p_tenant) AS t), true);
+    PERFORM set_config('idle_in_transaction_session_timeout', '10s', true);
     -- Whoever else writes to one of these users waits here, or was waited for; the order keeps
     -- two groups from waiting for each other. What follows are statements of their own, which
     -- see what the others did.
@@ -217,6 +219,7 @@ DECLARE
 BEGIN
     PERFORM set_config(
         'steward.tenants', (SELECT array_agg(DISTINCT t)::text FROM unnest(p_tenant) AS t), true);
+    PERFORM set_config('idle_in_transaction_session_timeout', '10s', true);
     INSERT INTO steward.stream (tenant, user_id, stream_id, fence, activation)
         SELECT o.tenant, o.user_id, o.stream_id, o.epoch, o.activation
         FROM unnest(p_tenant, p_user, p_epoch, p_activation, p_stream_id)
@@ -224,12 +227,13 @@ BEGIN
         ORDER BY o.tenant, o.user_id
         ON CONFLICT (tenant, user_id) DO NOTHING;
     GET DIAGNOSTICS made = ROW_COUNT;
-    IF made > 0 THEN
-        UPDATE steward.total SET streams = streams + made WHERE slot = p_slot;
-    END IF;
     PERFORM 1 FROM unnest(p_tenant, p_user) AS o (tenant, user_id)
         JOIN steward.stream s ON s.tenant = o.tenant AND s.user_id = o.user_id
         ORDER BY s.id FOR UPDATE OF s;
+    -- Totals come after streams wherever both are locked.
+    IF made > 0 THEN
+        UPDATE steward.total SET streams = streams + made WHERE slot = p_slot;
+    END IF;
     UPDATE steward.stream s SET fence = o.epoch, activation = o.activation, number = 0
         FROM unnest(p_tenant, p_user, p_epoch, p_activation)
             AS o (tenant, user_id, epoch, activation)
@@ -243,6 +247,61 @@ BEGIN
         LEFT JOIN steward.record r ON r.stream = s.id
             AND o.epoch = s.fence AND o.activation = s.activation
         ORDER BY 1, r.kind, r.key;
+END
+$$;
+"""
+
+
+# Streams are taken in the order of their rows, after `p_after`. Old chunks of a stream are a prefix
+# of it, since they were written in its order; those of its last append, which have one time, stay.
+# One process compacts at a time: another one is told that all is done.
+_COMPACT = f"""
+CREATE FUNCTION steward.compact_v1(p_before timestamptz, p_after bigint, p_streams int)
+RETURNS TABLE (removed bigint, after bigint) LANGUAGE plpgsql {_PLANS} AS $$
+#variable_conflict use_column
+DECLARE
+    looked bigint[];
+    old bigint[];
+    gone bigint;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock({COMPACT_LOCK}) THEN
+        RETURN QUERY SELECT 0::bigint, NULL::bigint;
+        RETURN;
+    END IF;
+    PERFORM set_config('steward.scope', 'all', true);
+    SELECT array_agg(id ORDER BY id) INTO looked
+        FROM (SELECT id FROM steward.stream WHERE id > p_after ORDER BY id LIMIT p_streams) s;
+    SELECT array_agg(id) INTO old FROM (
+        SELECT l.id,
+            (SELECT at FROM steward.chunk WHERE stream = l.id ORDER BY first LIMIT 1) AS eldest,
+            (SELECT at FROM steward.chunk WHERE stream = l.id ORDER BY first DESC LIMIT 1) AS newest
+        FROM unnest(looked) AS l (id)
+    ) s WHERE eldest < p_before AND eldest <> newest;
+    IF old IS NULL THEN
+        RETURN QUERY SELECT 0::bigint, looked[cardinality(looked)];
+        RETURN;
+    END IF;
+    PERFORM set_config('steward.tenants', (
+        SELECT array_agg(DISTINCT tenant)::text FROM steward.stream WHERE id = ANY (old)), true);
+    PERFORM 1 FROM steward.stream WHERE id = ANY (old) ORDER BY id FOR UPDATE;
+    WITH last AS (
+        SELECT l.id,
+            (SELECT at FROM steward.chunk WHERE stream = l.id ORDER BY first DESC LIMIT 1) AS at
+        FROM unnest(old) AS l (id)
+    ), dropped AS (
+        DELETE FROM steward.chunk c USING last
+        WHERE c.stream = last.id AND c.at < p_before AND c.at <> last.at
+        RETURNING c.stream, c.first, c.count
+    ), upto AS (
+        SELECT stream, max(first + count) AS oldest, sum(count) AS events
+        FROM dropped GROUP BY stream
+    ), moved AS (
+        UPDATE steward.stream s SET oldest = u.oldest FROM upto u
+        WHERE s.id = u.stream AND s.oldest < u.oldest
+    )
+    SELECT coalesce(sum(events), 0) INTO gone FROM upto;
+    UPDATE steward.total SET events = events - gone WHERE slot = 0;
+    RETURN QUERY SELECT gone, looked[cardinality(looked)];
 END
 $$;
 """
@@ -263,7 +322,9 @@ def _first() -> str:
     policies = "".join(_POLICY.format(table=table) for table in _OWNED)
     slots = f"INSERT INTO steward.total (slot) SELECT generate_series(0, {SLOTS - 1});"
     named = "INSERT INTO steward.meta SELECT 1, substr(md5(random()::text || now()), 1, 16);"
-    return "".join((_TABLES, partitions, _TENANTS, policies, _APPEND, _SEAL, slots, named))
+    return "".join(
+        (_TABLES, partitions, _TENANTS, policies, _APPEND, _SEAL, _COMPACT, slots, named)
+    )
 
 
 MIGRATIONS: tuple[str, ...] = (_first(),)

@@ -16,8 +16,7 @@ from agent_service.log.port import (
     ReadRange,
     ThreadSummary,
 )
-from agent_service.log.postgres.connecting import Database, is_passing
-from agent_service.log.postgres.texts import original, stored
+from agent_service.log.postgres.connecting import Database
 from agent_service.log.rules import (
     bounded,
     cut_page,
@@ -31,6 +30,8 @@ from agent_service.log.rules import (
 )
 from steward.errors import Reason, StewardError
 from steward.model.keys import StreamId, UserKey
+from steward.postgres.connecting import is_passing
+from steward.postgres.texts import original, stored
 
 READ_S = 5.0
 MOST_READS_WAITING = 1024

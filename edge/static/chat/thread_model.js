@@ -23,9 +23,9 @@ export class ThreadModel {
     this.#restart();
   }
 
-  /** Sequence of the first event held, 0 when there is none. */
+  /** The first sequence held, 0 when there is none. */
   get oldest() {
-    return this.events.length ? this.events[0].sequence : 0;
+    return this.events.length ? firstOf(this.events[0]) : 0;
   }
 
   /** Runs that have begun or wait and are not over yet, oldest first. */
@@ -40,8 +40,9 @@ export class ThreadModel {
   }
 
   /**
-   * Merge events, in any order and with repeats. Returns true when older events came in
-   * between, that is when every item was made anew.
+   * Merge events, in any order and with repeats; what lies inside of a merged event (one with
+   * `from_sequence`) is a repeat too. Returns true when older events came in between, that is
+   * when every item was made anew.
    * @param {object[]} events
    */
   merge(events) {
@@ -49,14 +50,14 @@ export class ThreadModel {
       .filter((event) => event.thread_id === this.threadId || NOTICES.has(event.type))
       .sort((a, b) => a.sequence - b.sequence);
     const last = this.events.length ? this.events[this.events.length - 1].sequence : 0;
-    if (fresh.every((event, index) => event.sequence > (index ? fresh[index - 1].sequence : last))) {
+    if (fresh.every((event, index) => firstOf(event) > (index ? fresh[index - 1].sequence : last))) {
       for (const event of fresh) this.#append(event);
       return false;
     }
-    const bySequence = new Map(this.events.map((event) => [event.sequence, event]));
-    for (const event of fresh) bySequence.set(event.sequence, event);
-    if (bySequence.size === this.events.length) return false;
-    const all = [...bySequence.values()].sort((a, b) => a.sequence - b.sequence);
+    const all = withoutRepeats([...this.events, ...fresh]);
+    if (all.length === this.events.length && all.every((event, index) => isEqual(event, this.events[index]))) {
+      return false;
+    }
     this.events = [];
     this.#restart();
     for (const event of all) this.#append(event);
@@ -108,6 +109,29 @@ export class ThreadModel {
     }
     return run;
   }
+}
+
+/** The first sequence that an event stands for: its own, unless it is merged. */
+function firstOf(event) {
+  return event.from_sequence ?? event.sequence;
+}
+
+function isEqual(a, b) {
+  return a.sequence === b.sequence && firstOf(a) === firstOf(b);
+}
+
+/**
+ * Events in order, each part of the stream once: a merged one stands for those that it was made of.
+ * Two merged ones never overlap, since a session goes on behind the last that it has.
+ */
+function withoutRepeats(events) {
+  const sorted = [...events].sort((a, b) => a.sequence - b.sequence || firstOf(b) - firstOf(a));
+  const kept = [];
+  for (const event of sorted) {
+    while (kept.length && kept[kept.length - 1].sequence >= firstOf(event)) kept.pop();
+    kept.push(event);
+  }
+  return kept;
 }
 
 function newRun(event) {

@@ -49,7 +49,7 @@ class Stage:
         """One-use login codes for a user."""
         assert self.local is not None
         auth = self.local.processes["auth"]["grpc"]
-        async with Operator(self.local.data) as operator:
+        async with Operator.of_data(self.local.data) as operator:
             return [
                 await operator.create_login(auth, UserKey(DEFAULT_TENANT, user))
                 for _ in range(count)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import grpc
+import pytest
 import pytest_asyncio
 
 from steward.model.keys import UserKey
@@ -41,14 +43,15 @@ def user_message(user: UserKey) -> UserMessage:
 class AuthUnderTest:
     """`python -m auth_service` on a data directory; may be killed and started again."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, store: str = "") -> None:
         self.data = data
+        self.environment = {**os.environ, "STEWARD_AUTH_STORE": store}
         self.grpc_port, self.ops_port = free_ports(2)
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         self.process = await self.spawn(self.grpc_port, self.ops_port)
-        async with asyncio.timeout(DEADLINE_S), aiohttp.ClientSession() as http:
+        async with asyncio.timeout(2 * DEADLINE_S), aiohttp.ClientSession() as http:
             while True:
                 assert self.process.returncode is None, "auth ended while starting"
                 try:
@@ -63,12 +66,20 @@ class AuthUnderTest:
         command = [sys.executable, "-m", "auth_service", "--data", str(self.data)]
         command += ["--cluster", CLUSTER, "--id", "auth-1", "--log-level", "warning"]
         command += ["--grpc-port", str(grpc_port), "--ops-port", str(ops_port)]
-        return await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        return await asyncio.create_subprocess_exec(
+            *command, stderr=asyncio.subprocess.PIPE, env=self.environment
+        )
 
     async def kill(self) -> None:
         if self.process is not None and self.process.returncode is None:
             self.process.kill()
             await self.process.communicate()
+
+    async def unready(self) -> str:
+        """Why it is not ready; empty when it is."""
+        async with aiohttp.ClientSession() as http:
+            async with http.get(f"http://127.0.0.1:{self.ops_port}/readyz") as answer:
+                return str((await answer.json()).get("why", ""))
 
     async def metrics(self) -> str:
         async with aiohttp.ClientSession() as http:
@@ -200,3 +211,9 @@ async def auth(tmp_path: Path) -> AsyncIterator[AuthUnderTest]:
         yield running
     finally:
         await running.kill()
+
+
+@pytest.fixture
+def auth_process() -> type[AuthUnderTest]:
+    """Makes processes that are not started yet: of a data directory, and a store."""
+    return AuthUnderTest

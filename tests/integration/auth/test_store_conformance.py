@@ -1,4 +1,4 @@
-"""What every auth store must do, and what the durable one must keep."""
+"""What every auth store must do, and what the embedded one must keep."""
 
 import asyncio
 import stat
@@ -11,6 +11,8 @@ import pytest_asyncio
 from auth_service.core.grants import Login, Ticket, digest_of
 from auth_service.store.memory import MemoryAuthStore
 from auth_service.store.port import AuthStore, Keep, Mark, StoreFailed, Take
+from auth_service.store.postgres.connecting import Database
+from auth_service.store.postgres.engine import PostgresAuthStore
 from auth_service.store.sqlite import SqliteAuthStore
 from steward.model.identity import Identity
 from steward.model.keys import UserKey
@@ -25,15 +27,34 @@ LOGIN = Login(UserKey("acme", "bob"), ("chat",), NOW, NOW + 600_000)
 A, B = digest_of("a"), digest_of("b")
 
 
-@pytest_asyncio.fixture(params=["memory", "sqlite"])
+@pytest_asyncio.fixture(params=["memory", "sqlite", "postgres", "pgbouncer"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AuthStore]:
     made: dict[str, Callable[[], AuthStore]] = {
         "memory": MemoryAuthStore,
         "sqlite": lambda: SqliteAuthStore(tmp_path / "auth.db"),
     }
-    store = made[request.param]()
-    yield store
-    await store.close()
+    if request.param in made:
+        store = made[request.param]()
+        yield store
+        await store.close()
+        return
+    server = request.getfixturevalue("postgres_server")
+    pooled = request.param == "pgbouncer"
+    port = request.getfixturevalue("pooler").port if pooled else 0
+    name = await server.make_database()
+    postgres = PostgresAuthStore(Database(server.url(name, port=port), pooled))
+    await postgres.open()
+    yield postgres
+    await postgres.close()
+    await server.drop_database(name)
+
+
+async def marks(store: AuthStore) -> dict[UserKey, int]:
+    """All that a store tells who begins to follow it."""
+    known: dict[UserKey, int] = {}
+    await store.follow(known.update)
+    assert store.unsure() is None
+    return known
 
 
 @pytest.mark.asyncio
@@ -72,7 +93,17 @@ async def test_marks_are_kept_per_user_and_only_grow(store: AuthStore) -> None:
     other = UserKey("acme", "alice")
     await store.apply([Mark(ALICE, 10), Mark(other, 5)], NOW)
     await store.apply([Mark(ALICE, 7), Mark(other, 9)], NOW)
-    assert await store.marks() == {ALICE: 10, other: 9}
+    assert await marks(store) == {ALICE: 10, other: 9}
+
+
+@pytest.mark.asyncio
+async def test_one_batch_may_hold_everything(store: AuthStore) -> None:
+    await store.apply([Keep(A, TICKET)], NOW)
+    mark = Mark(UserKey("a\\b", "c\0d"), 3)
+    changes = [Keep(B, LOGIN), Take(A), mark, Mark(ALICE, 4), Mark(ALICE, 2), Take(B), Take(A)]
+    results = await store.apply(changes, NOW)
+    assert results == [None, TICKET, None, None, None, LOGIN, None]
+    assert await marks(store) == {mark.user: 3, ALICE: 4}
 
 
 @pytest.mark.asyncio
@@ -95,7 +126,7 @@ async def test_a_reopened_file_knows_marks_and_unused_secrets_and_no_used_one(
     await first.apply([Take(A)], NOW)
     await first.close()
     second = SqliteAuthStore(path)
-    assert await second.marks() == {ALICE: 10}
+    assert await marks(second) == {ALICE: 10}
     assert await second.apply([Take(A), Take(B)], NOW) == [None, LOGIN]
     await second.close()
 

@@ -36,6 +36,12 @@ def steward(*words: str, **environ: str) -> "subprocess.CompletedProcess[str]":
         ("up", "--data", ""),
         ("up", "--agent", "no\nline.py:answer"),
         ("config", "everything"),
+        ("status", "--users", "0"),
+        ("status", "--users", "513"),
+        ("status", "--users", "-1"),
+        ("status", "--users", "many"),
+        ("status", "--registry", "localhost"),
+        ("where",),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(words: tuple[str, ...]) -> None:
@@ -78,7 +84,18 @@ def test_a_user_id_that_can_not_be_is_refused(tmp_path: Path) -> None:
     assert (answer.returncode, answer.stdout) == (2, "")
 
 
-@pytest.mark.parametrize("command", [("where", "alice"), ("status",)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("where", "alice"),
+        ("status",),
+        ("move", "alice"),
+        ("drain", "node-0"),
+        ("evict", "alice"),
+        ("violations",),
+        ("attack", "--all"),
+    ],
+)
 def test_without_a_cluster_the_operator_is_told_how_to_start_one(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,7 @@ class RegistryPeer(registry_service_pb2_grpc.RegistryServiceServicer):
         self._cluster = cluster
         self._outboxes: set[Outbox[registry_service_pb2.HoldEdgeSessionResponse]] = set()
         self.violations: list[registry_service_pb2.Violation] = []
+        self.counts: list[registry_service_pb2.ReportConnections] = []
         cluster.registry_listeners.append(self)
 
     async def ReportViolations(self, request: Any, context: Any) -> Any:
@@ -189,6 +190,9 @@ class RegistryPeer(registry_service_pb2_grpc.RegistryServiceServicer):
                 report = request.unreachable
                 self._cluster.unreachable.append(NodeIncarnation(report.node_id, report.node_rev))
                 continue
+            if request.WhichOneof("body") == "connections":
+                self.counts.append(request.connections)
+                continue
             response = registry_service_pb2.HoldEdgeSessionResponse()
             response.resolved.request_id = request.resolve.request_id
             for query in request.resolve.users:
@@ -204,6 +208,16 @@ class RegistryPeer(registry_service_pb2_grpc.RegistryServiceServicer):
     def cluster_nodes(self, nodes: Mapping[NodeIncarnation, str]) -> None:
         for outbox in self._outboxes:
             outbox.put(_cluster_nodes(nodes))
+
+    def count_connections(self, users: Sequence[UserKey]) -> tuple[int, list[int]]:
+        raise NotImplementedError("a registry asks, and is not asked")
+
+    def ask_connections(self, question: int, *users: UserKey) -> None:
+        asked = registry_service_pb2.AskConnections(
+            question=question, users=[user_to_proto(user) for user in users]
+        )
+        for outbox in self._outboxes:
+            outbox.put(registry_service_pb2.HoldEdgeSessionResponse(ask_connections=asked))
 
     def user_evicted(self, user: UserKey, cause: str) -> None:
         evicted = registry_service_pb2.UserEvicted(user=user_to_proto(user), cause=cause)
@@ -520,9 +534,20 @@ class EdgeUnderTest:
             assert client.ready["type"] == "ready"
             yield client
 
-    async def raw(self, user: str = "alice", query: str = "", behind: bytes = b"") -> "RawSocket":
-        """A WebSocket by hand; `behind` is sent in the same segment as the handshake."""
-        raw = RawSocket(*await asyncio.open_connection("127.0.0.1", self.service.port))
+    async def raw(
+        self, user: str = "alice", query: str = "", behind: bytes = b"", receive_buffer: int = 0
+    ) -> "RawSocket":
+        """A WebSocket by hand; `behind` is sent in the same segment as the handshake.
+
+        `receive_buffer` bytes: what the kernel takes for a client that does not read.
+        """
+        connection = socket.socket()
+        connection.setblocking(False)
+        if receive_buffer:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        address = ("127.0.0.1", self.service.port)
+        await asyncio.get_running_loop().sock_connect(connection, address)
+        raw = RawSocket(*await asyncio.open_connection(sock=connection))
         self.raws.append(raw)
         await raw.handshake(self.host, self.auth.token(user), query, behind)
         return raw

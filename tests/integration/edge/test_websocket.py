@@ -136,6 +136,23 @@ async def test_an_unreachable_node_is_reported_to_the_registry(edge: Any) -> Non
     assert (ready["type"], ready["manager"]["node_id"]) == ("ready", "node-2")
 
 
+async def test_the_registry_is_told_how_many_connections_are_open(edge: Any) -> None:
+    peer = edge.peers.peer
+    nobody = UserKey("default", "nobody")
+    async with edge.socket(), edge.socket(), edge.socket("bob"):
+        peer.ask_connections(7, ALICE, nobody)
+        await edge.eventually(lambda: peer.counts, "the edge answers")
+        count = peer.counts.pop()
+        assert (count.question, count.open, list(count.of_users)) == (7, 3, [2, 0])
+
+    def nobody_is_left() -> bool:
+        peer.ask_connections(8, ALICE)
+        return bool(peer.counts) and peer.counts[-1].open == 0
+
+    await edge.eventually(nobody_is_left, "the sockets are closed")
+    assert list(peer.counts[-1].of_users) == [0]
+
+
 async def test_a_pushed_move_is_followed(edge: Any) -> None:
     other = await edge.peers.add_node("node-2")
     async with edge.socket() as client:

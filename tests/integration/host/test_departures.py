@@ -304,3 +304,26 @@ async def test_without_a_certain_lease_strict_tenants_stop_and_nobody_new_begins
     node.host.lease_certain()
     node.host.command(BOB, Epoch(8), AttachEdge(node.edge.edge_id, 6, 0), TRACE)
     await wait_until(lambda: node.host.managers == 1, "made again")
+
+
+@pytest.mark.asyncio
+async def test_the_next_manager_tells_that_one_had_to_stop_for_its_lease(
+    make_node: Any, wait_until: Until
+) -> None:
+    log = MemoryLog()
+    old, new = make_node(log), make_node(log, "node-1")
+    await old.attached(7)
+    gate = agents_of(old).GATES["b"] = asyncio.Event()
+    old.send(7, "m1", "go", "tools")
+    await wait_until(lambda: old.edge.types().count("tool_executing") == 2, "the second tool runs")
+    old.host.lease_uncertain(frozenset({"default"}))
+    await wait_until(lambda: old.host.managers == 0, "it has let go")
+    gate.set()
+    assert "manager_moved" not in old.edge.types(), "it does not know who is the next"
+    await new.attached(8)
+    await wait_until(lambda: stored(log)[-1]["type"] == "agent_completed", "it ends there")
+    (moved,) = [e["data"] for e in stored(log) if e["type"] == "manager_moved"]
+    assert (moved["from_node"], moved["to_node"]) == ("node-0", "node-1")
+    assert moved["cause"] == "failover"
+    assert moved["gap_ms"] >= 0
+    assert check_stream(stored(log)) == []

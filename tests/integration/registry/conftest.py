@@ -39,8 +39,9 @@ def free_port() -> int:
 class RegistryProcess:
     """`python -m registry_service` on free ports; started again it keeps them and its data."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, **options: str) -> None:
         self.data = data
+        self.options = options
         self.grpc_port = free_port()
         self.ops_port = free_port()
         self.process: subprocess.Popen[str] | None = None
@@ -56,6 +57,7 @@ class RegistryProcess:
             "grpc-port": str(self.grpc_port),
             "ops-port": str(self.ops_port),
             "parent-pid": str(os.getpid()),
+            **self.options,
             **extra,
         }
         command = [sys.executable, "-m", "registry_service"]
@@ -65,6 +67,10 @@ class RegistryProcess:
 
     def start(self, **extra: str) -> None:
         self.process = self.spawn(**extra)
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        assert self.process is not None
         deadline = time.monotonic() + DEADLINE_S
         while not self.ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -114,6 +120,26 @@ def registry(tmp_path: Path) -> Iterator[RegistryProcess]:
     process.start()
     yield process
     process.close()
+
+
+@pytest.fixture
+def make_registry() -> Iterator[Callable[..., RegistryProcess]]:
+    """Makes processes that are not started, with these data and options; they end with the test."""
+    made: list[RegistryProcess] = []
+
+    def make(data: Path, **options: str) -> RegistryProcess:
+        made.append(RegistryProcess(data, **options))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.close()
+
+
+@pytest.fixture
+def clients_of() -> Callable[[Any], "Clients"]:
+    """Makes clients of whatever has `data` and `address`; the test closes them."""
+    return Clients
 
 
 @pytest.fixture(scope="module")

@@ -324,10 +324,14 @@ async def test_metrics_tell_what_the_registry_did(
     await edge.connect()
     await edge.resolve("ann", "bob")
     await edge.resolve("ann")
-    refusal = registry_service_pb2.ReportRefusal(
+    refusal = registry_service_pb2.Violation(
         kind="stale_append", user=user_key("ann"), epoch=1, evidence="fence 2"
     )
-    await node.open.send(registry_service_pb2.HoldNodeSessionRequest(refusal=refusal))
+    await node.stub.ReportViolations(
+        registry_service_pb2.ReportViolationsRequest(violations=[refusal]),
+        metadata=node.metadata(),
+        timeout=5,
+    )
     wanted = [
         'steward_registry_resolves_total{result="placed"} 2.0',
         'steward_registry_resolves_total{result="cached"} 1.0',

@@ -39,6 +39,16 @@ RUN_ID = RunId("r1")
 Event = tuple[str, dict[str, Any]]
 
 
+class AnsweredAtOnce:
+    """Every verb is acknowledged as soon as it is put: nobody has to ask for it."""
+
+    def begin_wait(self) -> None:
+        pass
+
+    def end_wait(self) -> None:
+        pass
+
+
 @dataclass
 class Story:
     """One run over all its attempts. `journal` is what is stored of it."""
@@ -109,7 +119,8 @@ class Story:
 
         catalog = AgentCatalog((define(self.agent),))
         metrics = AgentMetrics(CollectorRegistry())
-        runs = AgentRuns(self.loop, catalog, put, metrics, cancel_grace_s=1.0, max_threads=8)
+        waits = AnsweredAtOnce()
+        runs = AgentRuns(self.loop, catalog, put, waits, metrics, cancel_grace_s=1.0, max_threads=8)
         messages = ({"role": "user", "content": self.content, "run_id": RUN_ID},)
         runs.handle(
             [

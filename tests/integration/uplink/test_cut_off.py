@@ -218,8 +218,9 @@ async def test_a_strict_tenants_agent_never_executes_on_two_nodes_at_once(
     async with tab_on_far_node(cluster) as tab:
         far.registry.cut()
         cut_at = time.monotonic()
-        # The old manager had time to let go in order, so this is no failover.
-        await told_once(tab)
+        # The old manager let go in order, and yet nobody planned it: the next one tells.
+        moved = await moved_once(tab)
+    assert moved["data"]["cause"] == "failover"
     notes = [line.split() for line in (tmp_path / "notes").read_text().splitlines()]
     there = [float(at) for pid, at in notes if int(pid) == far.process.pid]
     here = [float(at) for pid, at in notes if int(pid) != far.process.pid]

@@ -22,7 +22,7 @@ read the diff before you believe it.
     restore [all] (the disk becomes what it was when `backup` was said)  backup
         (its witness stays, and shows it at the next restart; with `all` it is put back too)
     elsewhere USER@EPOCH NODE/REV NODE/REV (another replica moves the user)
-    refusal PEER KIND USER@EPOCH                 describe PEER           term
+    report NODE KIND USER@EPOCH                  describe PEER           term
     violations (all that are recorded)
 
 Users are of tenant t, or written tenant:name. Beats, and what everybody is told at each change of
@@ -46,6 +46,7 @@ from registry_service.core.transactions import (
     NodeClaim,
     Outcome,
     PlaceUser,
+    RecordViolation,
     ReleasePlacement,
     Unknown,
 )
@@ -60,6 +61,7 @@ from steward.model.keys import (
     UserKey,
 )
 from steward.model.placement import Placement
+from steward.model.violations import Violation, ViolationKind
 
 FILES = sorted(Path(__file__).parent.glob("*.txt"))
 
@@ -277,8 +279,10 @@ class World:
         )
         self.give(commands.ReleasePlacements(self.peer(peer), 0, releases))
 
-    def do_refusal(self, peer: str, kind: str, word: str) -> None:
-        self.give(commands.ReportRefusal(self.peer(peer), kind, *at_epoch(word), "seen", ""))
+    def do_report(self, node_id: str, kind: str, word: str) -> None:
+        """A violation that a node saw: it comes to the store by a call, past the machine."""
+        seen = Violation(ViolationKind(kind), "seen", *at_epoch(word))
+        self.disk.apply(self.term, (RecordViolation(seen, f"agent:{node_id}"),))
 
     def do_unreachable(self, peer: str, node: str) -> None:
         self.give(commands.ReportUnreachable(self.peer(peer), incarnation(node), "no answer"))

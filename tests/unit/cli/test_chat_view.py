@@ -10,7 +10,7 @@ from steward.client.events import Event
 
 
 def event(type: str, **data: Any) -> Event:
-    return Event(type, "s", 1, 1, "e", "main", "r", "demo", "", "", "", data, "")
+    return Event(type, "s", 1, 1, "e", "main", "r", "demo", "", "", "", data, "", 1)
 
 
 def shown(*events: Event) -> str:

@@ -43,7 +43,7 @@ FIELDS = st.dictionaries(
         [
             "stream_id", "sequence", "epoch", "resume", "id", "run_id", "duplicate", "limits",
             "queue_position", "reason", "ref", "retry_after_ms", "reconnect_after_ms",
-            "token_expires_at", "message", "data",
+            "token_expires_at", "message", "data", "from_sequence",
         ]
     ),
     JSON,
@@ -87,7 +87,9 @@ class World:
             case Opened() if effect.resume == "new":
                 self.missed_before = effect.sequence
             case Deliver():
-                self.delivered.append((effect.sequence, effect.frame["epoch"]))
+                first = effect.frame.get("from_sequence", effect.sequence)
+                for sequence in range(first, effect.sequence + 1):
+                    self.delivered.append((sequence, effect.frame["epoch"]))
             case Write() if effect.frame["type"] == "user_message":
                 self.writes.append(effect.frame["id"])
                 if effect.frame["id"] not in self.stored:
@@ -100,6 +102,9 @@ class World:
     def event(self, sequence: int, epoch: int | None = None) -> dict[str, Any]:
         written = 1 if epoch is None else epoch
         return {"type": "custom", "stream_id": "s", "sequence": sequence, "epoch": written}
+
+    def merged(self, first: int, last: int) -> dict[str, Any]:
+        return self.event(last) | {"type": "agent_text", "from_sequence": first}
 
     def attach(self) -> None:
         """Answer the dial as the resume table says."""
@@ -115,6 +120,14 @@ class World:
         if self.sending and self.sending <= self.stream:
             self.sending += 1
             self.give(Received(self.event(self.sending - 1)))
+
+    def send_merged(self, count: int, before: int = 0) -> None:
+        """The next ones as one event; `before`: wrongly, it stands for some that were sent too."""
+        if self.sending:
+            first = max(1, self.sending - before)
+            self.sending += count
+            self.stream = max(self.stream, self.sending - 1)
+            self.give(Received(self.merged(first, self.sending - 1)))
 
     def to_deadline(self, random: float) -> None:
         deadline = self.session.next_deadline()
@@ -137,6 +150,8 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("publish"), st.integers(1, 5)),
         st.tuples(st.just("next"), st.integers(1, 5)),
+        st.tuples(st.just("merged"), st.integers(1, 5)),
+        st.tuples(st.just("overlap"), st.integers(1, 3)),
         st.tuples(st.just("skip"), st.integers(1, 3)),
         st.tuples(st.just("again"), st.integers(0, 40)),
         st.tuples(st.just("attach"), st.just(0)),
@@ -159,6 +174,11 @@ def play(world: World, step: str, n: int) -> None:
         case "next":
             for _ in range(n):
                 world.send_next()
+        case "merged":
+            world.send_merged(n)
+        case "overlap":
+            world.send_merged(n)
+            world.send_merged(2, before=n)
         case "skip" if world.sending:
             world.sending += n
         case "again" if world.sending and 0 < n <= world.stream:

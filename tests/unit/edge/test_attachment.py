@@ -36,6 +36,7 @@ from edge.core.attachment_values import (
     Settle,
     Submit,
     Tick,
+    Trimmed,
     Vacated,
 )
 from edge.core.commands import (
@@ -126,6 +127,18 @@ def test_who_has_seen_more_than_the_edge_waits_for_the_managers_head() -> None:
     assert isinstance(known, HeadRefreshed) and known.head.sequence == 20
     later = attachment.head(9)
     assert later is not None and later.sequence == 20
+
+
+def test_sessions_begin_where_the_log_begins_now_whatever_a_manager_says() -> None:
+    attachment = live(7)
+    attachment.handle(0, Trimmed(StreamId("s1"), 4))
+    attachment.handle(0, Trimmed(StreamId("s1"), 3))
+    attachment.handle(0, Trimmed(StreamId("of another stream"), 5))
+    head = attachment.head(9)
+    assert head is not None and head.oldest == 4
+    attachment.handle(0, NodeLost(placement(7).incarnation, fenced=True))
+    (known,) = attach(attachment, 9)
+    assert isinstance(known, HeadKnown) and known.head.oldest == 4
 
 
 def test_a_head_that_was_asked_of_a_lost_manager_is_not_taken() -> None:

@@ -19,6 +19,7 @@ from edge.core.client_messages import (
     Ping,
     parse_message,
     parse_object,
+    parse_ping,
     parse_user_message,
 )
 from edge.core.commands import CancelRun, SubmitInput, SubmitMessage
@@ -129,3 +130,28 @@ def test_post_body_may_leave_out_its_type() -> None:
     assert parse_user_message(b'{"id":"m","content":"x"}').id == "m"
     with pytest.raises(MessageRefused):
         parse_user_message(b'{"type":"cancel","run_id":"r"}')
+
+
+@pytest.mark.parametrize(
+    ("payload", "t"),
+    [
+        (b'{"type":"ping","t":1}', 1),
+        (b'{"type":"ping","t":1.5,"more":{"x":[1]}}', 1.5),
+        (b'{"t":1,"type":"ping"}', None),
+        (b'{"type":"ping"}', None),
+        (b'{"type":"ping","t":true}', None),
+        (b'{"type":"ping","t":"1"}', None),
+        (b'{"type":"ping","t":1,"user_id":"bob"}', None),
+        (b'{"type":"ping","t":1,"tenant_id":"other"}', None),
+        (b'{"type":"ping","t":1,"type":"cancel","run_id":"r"}', None),
+        (b'{"type":"pingpong","t":1}', None),
+        (b'{"type":"ping"', None),
+        (b'{"type":"ping","t":1,"x":' + b"[" * 64 + b"]" * 64 + b"}", None),
+        (b'{"type":"ack","sequence":1}', None),
+        (b"", None),
+    ],
+)
+def test_the_short_way_takes_good_pings_and_nothing_else(payload: bytes, t: float | None) -> None:
+    assert parse_ping(payload) == t
+    if t is not None:
+        assert parse_message(payload) == Ping(t)

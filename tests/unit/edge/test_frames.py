@@ -21,10 +21,10 @@ from edge.core.frames import (
     FrameViolation,
     encode_close,
     encode_control,
-    encode_text,
     parse_close,
     unmask,
 )
+from steward.model.deliveries import encode_text, encode_texts
 
 MASK = b"\x11\x22\x33\x44"
 LIMIT = 1000
@@ -226,3 +226,66 @@ def test_malformed_close_payloads_are_refused() -> None:
     for payload in (b"x", b"\x03\xe8\xff"):
         with pytest.raises(FrameViolation):
             parse_close(payload)
+
+
+def test_several_texts_are_the_frames_of_each_in_a_row() -> None:
+    sizes = (0, 1, 125, 126, 127, 65_535, 65_536)
+    payloads = [bytes([65 + n]) * size for n, size in enumerate(sizes)]
+    assert encode_texts(payloads) == b"".join(map(encode_text, payloads))
+    for payload in payloads:
+        assert encode_texts([payload]) == encode_text(payload)
+
+
+def test_a_reader_is_empty_when_every_byte_was_taken_out() -> None:
+    reader = FrameReader(1000)
+    assert reader.empty
+    reader.receive(frame(TEXT, b"one") + frame(TEXT, b"two")[:-1])
+    assert reader.next() == (TEXT, b"one") and not reader.empty
+    assert reader.next() is None and not reader.empty
+    reader.receive(frame(TEXT, b"two")[-1:])
+    assert reader.next() == (TEXT, b"two") and reader.empty
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, LIMIT])
+def test_a_text_message_that_came_alone_is_taken_at_once(size: int) -> None:
+    reader = FrameReader(LIMIT)
+    data = frame(TEXT, b"x" * size)
+    assert reader.alone(data) == b"x" * size
+    assert reader.empty
+
+
+def test_what_is_not_one_whole_text_message_is_not_taken_alone() -> None:
+    data = frame(TEXT, b"x" * 200)
+    unmasked = bytes((0x81, 5)) + b"hello"
+    others = [
+        b"",
+        data[:1],
+        data[:5],
+        data[:-1],
+        data + b"\x81",
+        data + data,
+        frame(TEXT, b"x", fin=False),
+        frame(BINARY, b"x"),
+        frame(PING, b""),
+        unmasked,
+        bytes((0xC1, data[1])) + data[2:],
+        # Not the shortest form of its length.
+        bytes((0x81, 0xFE, 0, 3, 0, 0, 0, 0)) + b"abc",
+        frame(TEXT, b"x" * (LIMIT + 1)),
+    ]
+    for other in others:
+        reader = FrameReader(LIMIT)
+        assert reader.alone(other) is None, other[:8]
+        assert reader.empty
+
+
+def test_nothing_is_taken_alone_while_something_waits_before_it() -> None:
+    data = frame(TEXT, b"x")
+    reader = FrameReader(LIMIT)
+    reader.receive(data)
+    assert reader.alone(data) is None
+    assert reader.next() == Frame(TEXT, b"x")
+    assert reader.alone(data) == b"x"
+    reader.receive(frame(TEXT, b"begin", fin=False))
+    assert reader.next() is None
+    assert reader.alone(data) is None

@@ -12,6 +12,7 @@ from edge.core.resume import (
     StreamHead,
     decide_resume,
     parse_last_event_id,
+    parse_merge,
     parse_resume,
 )
 from steward.errors import StewardError
@@ -42,10 +43,12 @@ def test_resume_vectors_hold(case: dict[str, Any]) -> None:
     if "http" in case["expect"]:
         with pytest.raises(StewardError):
             parse_resume(query.get("after"), query.get("stream"))
+            parse_merge(query.get("merge"))
         return
     point = parse_resume(query.get("after"), query.get("stream"))
     resume, first = decide_resume(point, head_of(case["stream"]))
     assert {"resume": resume.value, "first": first} == case["expect"]
+    assert parse_merge(query.get("merge")) is (query.get("merge") == "1")
 
 
 def test_last_event_id_is_a_position() -> None:

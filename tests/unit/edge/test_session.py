@@ -211,6 +211,8 @@ def test_a_page_that_does_not_continue_ends_the_connection() -> None:
     assert closes(session.handle(0, PageRead(events(3, 4)))) == [1011]
     session = opened(10, after=0)
     assert closes(session.handle(0, ReadFailed())) == [1011]
+    session = opened(10, after=0)
+    assert closes(session.handle(0, ReadFailed(Reason.MANAGER_UNAVAILABLE))) == [4006]
 
 
 @settings(max_examples=150, deadline=None)

@@ -323,6 +323,14 @@ def test_a_fenced_manager_does_nothing_more(world: Any, message: Message) -> Non
     assert world.step(manager, message("m1")) == []
 
 
+def test_who_attaches_is_told_where_the_log_begins_now(world: Any) -> None:
+    manager = world.manager(5)
+    for oldest in (4, 3):
+        manager.trimmed(oldest)
+        attached = only(manager.handle(0, AttachEdge(EDGE, 3, 0), world.wall_ms), AnswerAttached)
+        assert attached.oldest_sequence == 4
+
+
 def test_an_attach_names_the_last_stored_event_and_hears_what_comes_after(
     world: Any, message: Message
 ) -> None:

@@ -76,6 +76,25 @@ function told(client, type) {
   return new Promise((resolve) => client.addEventListener(type, ({ detail }) => resolve(detail), { once: true }));
 }
 
+test("merged deltas are asked for only on demand, and come as one event", DEADLINE, async (t) => {
+  const plain = begin(t, [], { auth: "subprotocol" });
+  assert.equal((await plain.dialled()).address.searchParams.get("merge"), null);
+  const { client, dialled } = begin(t, [], { auth: "subprotocol", merge: true });
+  const socket = await dialled();
+  assert.equal(socket.address.searchParams.get("merge"), "1");
+  const events = [];
+  client.addEventListener("event", ({ detail }) => events.push(detail));
+  socket.open({ merge: true });
+  assert.equal(client.ready.merge, true);
+  socket.say(event(6));
+  socket.say(event(9, { from_sequence: 7, data: { message_id: "t1", delta: "yz!" } }));
+  assert.deepEqual(events.map(({ sequence, data }) => [sequence, data.delta]), [[6, "x"], [9, "yz!"]]);
+  assert.equal(client.position.sequence, 9);
+  socket.end(4004, "SLOW_CONSUMER");
+  client.retry();
+  assert.equal((await dialled()).address.search, `?after=9&stream=s1&client=${socket.address.searchParams.get("client")}&merge=1`);
+});
+
 test("a ticket is fetched with the token and used once per dial, the token never is in the address", DEADLINE, async (t) => {
   const { client, dialled, asked } = begin(t, [], { position: { stream_id: "s1", sequence: 3 }, clientId: "tab" });
   const first = await dialled();

@@ -39,6 +39,28 @@ test("a run has an entry for each of the five events, in order", () => {
   assert.ok(shown.entries.every((entry) => !entry.open));
 });
 
+test("merged deltas and the events they are made of give the same text, whichever comes first", () => {
+  const begin = sequence;
+  const start = event("agent_started", { input: "hi", attempt: 1 });
+  const deltas = "abcdef".split("").map((delta) => event("agent_text", { message_id: "t1", delta }));
+  const more = event("agent_text", { message_id: "t1", delta: "g" });
+  const merged = { ...deltas[5], from_sequence: deltas[1].sequence, data: { message_id: "t1", delta: "bcdef" } };
+  const textOf = (...pages) => {
+    const model = new ThreadModel("main");
+    for (const page of pages) model.merge(page);
+    assert.equal(model.oldest, begin + 1);
+    return model.items[0].texts[0].text;
+  };
+  assert.equal(textOf([start, deltas[0]], [merged], [more]), "abcdefg");
+  assert.equal(textOf([start, ...deltas], [merged, more]), "abcdefg");
+  assert.equal(textOf([start, ...deltas.slice(0, 3)], [merged], [more]), "abcdefg");
+  assert.equal(textOf([merged, more], [start, ...deltas]), "abcdefg");
+  assert.equal(textOf([merged], [start, ...deltas, more], [merged]), "abcdefg");
+  const model = new ThreadModel("main");
+  model.merge([start, deltas[0], merged]);
+  assert.equal(model.merge([...deltas, merged]), false);
+});
+
 test("deltas of a thought are one entry, whole thoughts are entries of their own", () => {
   const shown = run(
     event("agent_started", { input: "hi", attempt: 1 }),

@@ -21,6 +21,8 @@ from registry_service.core.transactions import (
     UserPlaced,
     ViolationRecorded,
 )
+from registry_service.store.etcd import EtcdStore
+from registry_service.store.etcd_client import EtcdAccess
 from registry_service.store.memory import MemoryDisk, MemoryStore
 from registry_service.store.port import PlacementStore
 from registry_service.store.sqlite import SqliteStore
@@ -28,6 +30,7 @@ from registry_service.store.violation_table import ViolationTotals
 from steward.model.keys import NodeId, NodeIncarnation, UserKey
 from steward.model.placement import Placement
 from steward.model.violations import Violation, ViolationKind
+from steward.runtime.clock import boot_ms
 
 pytestmark = pytest.mark.asyncio
 
@@ -36,13 +39,17 @@ BREACH = RecordViolation(Violation(ViolationKind.FOREIGN_EVENT, "of bob"), "edge
 Make = Callable[[], PlacementStore]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "etcd"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Makes an opener of one store."""
     if request.param == "memory":
         disk = MemoryDisk(lambda: 1_000)
         return lambda: MemoryStore(disk)
-    return lambda: SqliteStore(tmp_path / "registry.db", lambda: 1_000)
+    if request.param == "sqlite":
+        return lambda: SqliteStore(tmp_path / "registry.db", lambda: 1_000)
+    access = EtcdAccess(request.getfixturevalue("etcd").endpoints)
+    name: str = request.getfixturevalue("cluster_name")
+    return lambda: EtcdStore(access, name, tmp_path, lambda: 1_000, boot_ms)
 
 
 async def commit(store: PlacementStore, *operations: StoreOperation) -> tuple[StoreResult, ...]:

@@ -1,0 +1,129 @@
+"""A whole cluster whose registry is on etcd: what users see when etcd has an outage.
+
+The tests share one cluster and one etcd of three members, and leave both whole.
+"""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steward.testing.etcd import EtcdCluster, missing
+from steward.testing.local_cluster import LocalCluster, is_running
+from steward.testing.tab import Tab, many_sockets, open_tab
+from steward.testing.waiting import eventually
+
+pytestmark = pytest.mark.asyncio
+
+SOON_S = 30.0
+ENDED_S = 15.0
+OUTAGE_S = 6.0
+
+TokenOf = Callable[[LocalCluster, str], str]
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    if why := missing():
+        pytest.skip(why)
+    with EtcdCluster(tmp_path_factory.mktemp("etcd")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def running(etcd: EtcdCluster, start_shared: Any) -> LocalCluster:
+    store = f"etcd://{','.join(etcd.endpoints)}/e2e"
+    cluster: LocalCluster = start_shared(environ={"STEWARD_REGISTRY_STORE": store})
+    return cluster
+
+
+@pytest.fixture
+def cluster(running: LocalCluster, clusters_to_show: list[LocalCluster]) -> LocalCluster:
+    clusters_to_show.append(running)
+    running.wait_healed()
+    return running
+
+
+@asynccontextmanager
+async def attached(cluster: LocalCluster, token: str, file: Path) -> AsyncIterator[Tab]:
+    """A user whose run with tools is in flight, and who must not notice anything."""
+    async with many_sockets() as http, await open_tab(http, cluster.url, token) as tab:
+        await tab.send("m1", f"{file} 100", agent="worker")
+        await goes_on(tab)
+        yield tab
+        await goes_on(tab)
+        await asyncio.to_thread(Path(f"{file}.enough").touch)
+        end = await tab.until("agent_completed", SOON_S)
+        assert end["data"]["outcome"] == "success"
+        assert tab.findings() == []
+        assert {event["epoch"] for event in tab.events} == {tab.ready["manager"]["epoch"]}
+
+
+async def goes_on(tab: Tab) -> None:
+    await tab.until("tool_executing", SOON_S)
+    await tab.until("tool_completed", SOON_S)
+
+
+async def new_user(cluster: LocalCluster, token: str) -> None:
+    """Comes in, as often as he must try, and is served."""
+    async with many_sockets() as http, await open_tab(http, cluster.url, token) as tab:
+        end = await tab.ask("m1", "3 1", SOON_S, agent="counter")
+        assert end["data"]["outcome"] == "success"
+
+
+async def incarnations(cluster: LocalCluster) -> dict[str, int]:
+    answer = await asyncio.to_thread(cluster.steward, "status", "--json")
+    return {node["node_id"]: node["node_rev"] for node in json.loads(answer.stdout)["nodes"]}
+
+
+async def test_the_leader_of_etcd_is_killed_and_nobody_notices(
+    cluster: LocalCluster, etcd: EtcdCluster, token_of: TokenOf, tmp_path: Path
+) -> None:
+    before, pid = await incarnations(cluster), cluster.processes["registry"]["pid"]
+    async with attached(cluster, token_of(cluster, "kill-1"), tmp_path / "done"):
+        leader = await asyncio.to_thread(etcd.leader)
+        leader.kill()
+        await new_user(cluster, token_of(cluster, "kill-2"))
+    etcd.restart(leader)
+    await asyncio.to_thread(etcd.wait_healthy)
+    assert await incarnations(cluster) == before
+    assert cluster.processes["registry"]["pid"] == pid
+
+
+async def test_all_of_etcd_is_away_for_a_while_and_only_new_users_wait(
+    cluster: LocalCluster, etcd: EtcdCluster, token_of: TokenOf, tmp_path: Path
+) -> None:
+    before, pid = await incarnations(cluster), cluster.processes["registry"]["pid"]
+    async with attached(cluster, token_of(cluster, "away-1"), tmp_path / "done") as tab:
+        for member in etcd.members:
+            member.signal(signal.SIGSTOP)
+        try:
+            # The registry may not speak for the store any more, ends, and waits for etcd.
+            await eventually(lambda: not is_running(pid), "the registry has ended", ENDED_S)
+            await asyncio.sleep(OUTAGE_S)
+            await goes_on(tab)
+        finally:
+            for member in etcd.members:
+                member.signal(signal.SIGCONT)
+        await asyncio.to_thread(cluster.wait_healed)
+        await new_user(cluster, token_of(cluster, "away-2"))
+    assert await incarnations(cluster) == before, "the same nodes found back"
+
+
+async def test_a_killed_registry_finds_everybody_where_he_was(
+    cluster: LocalCluster, token_of: TokenOf, tmp_path: Path
+) -> None:
+    before, pid = await incarnations(cluster), cluster.processes["registry"]["pid"]
+    async with attached(cluster, token_of(cluster, "registry-1"), tmp_path / "done"):
+        os.kill(pid, signal.SIGKILL)
+        again = lambda: cluster.processes["registry"]["pid"] != pid  # noqa: E731
+        await eventually(again, "the registry is started again", SOON_S)
+        await asyncio.to_thread(cluster.wait_healed)
+        await new_user(cluster, token_of(cluster, "registry-2"))
+    assert await incarnations(cluster) == before

@@ -1,0 +1,128 @@
+"""The stand of `edge_stand`, at a steady pace: who is slow, and the others, on one stream.
+
+    python -m tests.load.slow_stand --data DIR
+
+It reads one order a line, `{"pace": {"seconds", "rate", "slow", "slow_rate"}}`: so many events a
+second to the other users in turn, each with the time at which it was made, and so many deltas
+of one text to the user `slow`. `{"ask": 1}` is that of `edge_stand`. It ends with its input.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from steward.rpc.factory import make_server
+from steward.rpc.keys import CONTROL_KEY, load_or_create_key
+from steward.rpc.roles import Role, RoleVerifier
+from steward.v1 import agent_service_pb2 as node_pb
+from steward.v1 import agent_service_pb2_grpc, placement_pb2, registry_service_pb2_grpc
+from tests.load.edge_stand import CLUSTER, EPOCH, EdgeSide, Node, Registry, say, stream_of
+
+TICK_S = 0.005
+_ENVELOPE = (
+    b'"epoch":1,"event_id":"e%d-1","thread_id":"main","run_id":"r1-1","agent":"demo",'
+    b'"time":"2026-11-23T21:00:00.123Z",'
+    b'"trace":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",'
+)
+
+
+def tick(user: str, sequence: int) -> bytes:
+    """An event that says when it was made."""
+    return (
+        b'{"type":"custom","stream_id":"%b","sequence":%d,%b'
+        b'"data":{"name":"tick","value":{"at":%d}}}'
+        % (stream_of(user).encode(), sequence, _ENVELOPE % sequence, time.time_ns())
+    )
+
+
+def delta(user: str, sequence: int) -> bytes:
+    """A piece of a text: its own sequence."""
+    return (
+        b'{"type":"agent_text","stream_id":"%b","sequence":%d,%b'
+        b'"data":{"message_id":"r1-1.m1","delta":"%d "}}'
+        % (stream_of(user).encode(), sequence, _ENVELOPE % sequence, sequence)
+    )
+
+
+class Paced:
+    """One edge's stream, fed at a pace."""
+
+    def __init__(self, side: EdgeSide) -> None:
+        self._side = side
+
+    async def run(self, seconds: float, rate: int, slow: str, slow_rate: int) -> dict[str, Any]:
+        """Feed it. How many events went to the others, and the last sequence of `slow`."""
+        sequences = self._side.sequences
+        others = [user for user in sequences if user != slow and not user.startswith("slow")]
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        sent = slow_sent = 0
+        while (passed := loop.time() - began) < seconds:
+            batch = node_pb.NodeBatch()
+            while sent < int(passed * rate):
+                user = others[sent % len(others)]
+                self._add(batch, user, [tick(user, sequences[user] + 1)])
+                sent += 1
+            due = int(passed * slow_rate) - slow_sent
+            if due and slow in sequences:
+                first = sequences[slow] + 1
+                self._add(batch, slow, [delta(slow, first + n) for n in range(due)])
+                slow_sent += due
+            if batch.deliveries:
+                self._side.outbox.put(node_pb.HoldEdgeStreamResponse(batch=batch))
+            await asyncio.sleep(TICK_S)
+        return {"sent": sent, "slow": slow_sent}
+
+    def _add(self, batch: Any, user: str, events: list[bytes]) -> None:
+        first = self._side.sequences[user] + 1
+        self._side.sequences[user] += len(events)
+        batch.deliveries.add(
+            user=placement_pb2.UserKey(tenant_id="default", user_id=user),
+            epoch=EPOCH,
+            first_sequence=first,
+            last_sequence=first + len(events) - 1,
+            events=events,
+        )
+
+
+async def serve(data: Path) -> None:
+    """Serve until standard input ends."""
+    verifier = RoleVerifier(load_or_create_key(data, CONTROL_KEY), CLUSTER)
+    registry, node = Registry(), Node()
+    methods = {
+        "/steward.v1.RegistryService/HoldEdgeSession",
+        "/steward.v1.RegistryService/ReportViolations",
+        "/steward.v1.AgentService/HoldEdgeStream",
+    }
+    server = make_server(verifier, dict.fromkeys(methods, frozenset({Role.EDGE})))
+    registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)
+    agent_service_pb2_grpc.add_AgentServiceServicer_to_server(node, server)
+    registry.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    say({"address": registry.address})
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        order = json.loads(line)
+        if "pace" in order:
+            (side,) = node.sides
+            say(await Paced(side).run(**order["pace"]))
+        else:
+            say({"violations": registry.violations[:10]})
+    await server.stop(0)
+
+
+def main() -> None:
+    """Serve, told by standard input."""
+    parser = argparse.ArgumentParser(prog="python -m tests.load.slow_stand")
+    parser.add_argument("--data", type=Path, required=True)
+    uvloop.run(serve(parser.parse_args().data))
+
+
+if __name__ == "__main__":
+    main()
