@@ -16,6 +16,10 @@ from typing import Any
 
 import pytest
 
+# Processes are started beside running gRPC servers. Its handlers of a fork are for children that go
+# on with gRPC; ours become other programs at once, and the handlers can break them before.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 _CLUSTERS = pytest.StashKey[list[Any]]()
 
 ASSERTING_CALLS = frozenset({"raises", "warns", "fail"})

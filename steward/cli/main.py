@@ -55,6 +55,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> int:
     """Entry point of the `steward` script; the exit code."""
+    # Commands that start processes do it beside gRPC, whose handlers of a fork are for children
+    # that go on with it; ours become other programs at once.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     return run_command(sys.argv[1:])
 
 

@@ -150,7 +150,10 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
         return state.startswith(_PASSING_CLASSES) or state in _PASSING_STATES
-    return isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError | asyncio.TimeoutError)
+    if isinstance(error, asyncpg.InterfaceError):
+        # The driver says so of a broken connection, and of values and settings that never work.
+        return not isinstance(error, ValueError)
+    return isinstance(error, OSError | TimeoutError | asyncio.TimeoutError)
 
 
 def is_postgres(url: str) -> bool:

@@ -110,6 +110,8 @@ class PostgresLog:
         self.log_id = await self._database.prepare(self._is_away, migrate)
         self.away = None
         self._lanes = [asyncio.create_task(self._lane()) for _ in range(self._writers)]
+        for lane in self._lanes:
+            lane.add_done_callback(self._lane_ended)
 
     def submit(self, operations: Sequence[Operation], size: int, done: Done) -> None:
         """Queue operations, checked before, that carry `size` bytes. `done` runs on the loop.
@@ -262,6 +264,11 @@ class PostgresLog:
         finally:
             if connection is not None:
                 connection.terminate()
+
+    def _lane_ended(self, lane: asyncio.Task[None]) -> None:
+        """A lane that ends by an error of ours must not leave writes waiting for ever."""
+        if not lane.cancelled() and isinstance(error := lane.exception(), Exception):
+            self._fail(error, [])
 
     async def _take(self) -> list[_Work]:
         """What waits, within the bounds of one group; waits for the first."""

@@ -22,7 +22,7 @@ from agent_service.core.journal import (
     Sealed,
     StoredEvent,
 )
-from agent_service.log.port import ReadRange
+from agent_service.log.port import LogFailed, ReadRange
 from agent_service.log.postgres import engine, groups, reader
 from agent_service.log.postgres.connecting import Database
 from agent_service.log.postgres.engine import PostgresLog
@@ -420,3 +420,17 @@ async def test_writes_without_an_answer_at_the_end_are_cancelled_and_not_guessed
     await log.close()
     await log.close()
     assert waiting.cancelled()
+
+
+async def test_a_lane_that_breaks_ends_the_log_and_leaves_nobody_waiting(
+    log: PostgresLog,
+) -> None:
+    def broken(outcomes: object) -> None:
+        raise RuntimeError("whoever asked is broken")
+
+    log.submit([Seal(ALICE, Epoch(1), "a")], 0, broken)
+    async with asyncio.timeout(WAIT_S):
+        failure = await log.failed()
+    assert "whoever asked is broken" in str(failure)
+    with pytest.raises(LogFailed):
+        await log.append(append(Seal(ALICE, Epoch(1), "a"), 1, 1, "x"))
