@@ -17,14 +17,13 @@ import sqlite3
 import threading
 import time
 from asyncio import Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TypeVar, cast
+from typing import TypeVar
 
-from agent_service.core.journal import Append, AppendOutcome, Seal, SealOutcome
 from agent_service.log.compacting import CLOCK_MS, CompactionStep
 from agent_service.log.counting import CommitCounter
 from agent_service.log.database import DatabaseFile, open_database
@@ -32,19 +31,15 @@ from agent_service.log.memory import new_stream_id
 from agent_service.log.packing import ChunkCorrupt
 from agent_service.log.port import (
     Compaction,
-    Done,
     EventPage,
     LogFailed,
-    LogFull,
     LogSummary,
     OpenRunPage,
-    Operation,
-    Outcome,
     ReadRange,
     ThreadSummary,
 )
 from agent_service.log.reader import read_events, read_open_runs, read_summary, read_threads
-from agent_service.log.rules import MOST_WAITING, check_append, check_seal
+from agent_service.log.submitting import Submitting, Work
 from agent_service.log.writer import Group, GroupWriter
 from steward.errors import Reason, StewardError
 from steward.model.keys import UserKey
@@ -59,15 +54,6 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """Operations that were submitted together, their bytes, and whom to tell the outcomes."""
-
-    operations: Sequence[Operation]
-    size: int
-    done: Done
-
-
-@dataclass(frozen=True, slots=True)
 class _Step:
     """One step of a compaction, and who waits for what it removed."""
 
@@ -75,7 +61,7 @@ class _Step:
     done: "Future[Compaction]"
 
 
-class SqliteLog:
+class SqliteLog(Submitting):
     """The `EventLog` port over `<data>/events.db`. One event loop; `open` before all else.
 
     `commit_appends` bounds the operations of one transaction (what was submitted together
@@ -92,17 +78,14 @@ class SqliteLog:
         readers: int = 2,
         clock_ms: int = CLOCK_MS,
     ) -> None:
+        super().__init__()
         self._data = data
         self._counter = CommitCounter(metrics)
         self._commit_appends = commit_appends
         self._readers = readers
         self._clock_ms = clock_ms
-        self._queue: SimpleQueue[_Work | _Step | None] = SimpleQueue()
-        self._waiting = 0
+        self._queue: SimpleQueue[Work | _Step | None] = SimpleQueue()
         self._reading = 0
-        self._closed = False
-        self._failure: LogFailed | None = None
-        self._failed = asyncio.Event()
         self._connections: SimpleQueue[sqlite3.Connection] = SimpleQueue()
 
     async def open(self) -> None:
@@ -128,43 +111,8 @@ class SqliteLog:
         """Identity of the database, made with it."""
         return self._file.log_id
 
-    def submit(self, operations: Sequence[Operation], size: int, done: Done) -> None:
-        """Queue operations, checked before, that carry `size` bytes. `done` runs on the loop.
-
-        Raises LogFull. The cheap way in for a stream that has many at once.
-        """
-        if self._failure is not None:
-            self._loop.call_soon(done, self._failure)
-            return
-        if self._closed:
-            raise RuntimeError("the event log is closed")
-        if self._waiting + len(operations) > MOST_WAITING:
-            raise LogFull(f"{self._waiting} operations wait")
-        self._waiting += len(operations)
-        self._queue.put(_Work(operations, size, done))
-
-    def append(self, append: Append) -> "Future[AppendOutcome]":
-        """Start a fenced append. As in the port."""
-        return cast("Future[AppendOutcome]", self._start(append, check_append(append)))
-
-    async def seal(self, seal: Seal) -> SealOutcome:
-        """Raise the fence and read the start, atomically. As in the port."""
-        check_seal(seal)
-        return cast(SealOutcome, await self._start(seal, 0))
-
-    def _start(self, operation: Operation, size: int) -> "Future[Outcome]":
-        future: Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def done(outcomes: Sequence[Outcome] | LogFailed) -> None:
-            if future.done():
-                return
-            if isinstance(outcomes, LogFailed):
-                future.set_exception(outcomes)
-            else:
-                future.set_result(outcomes[0])
-
-        self.submit((operation,), size, done)
-        return future
+    def _put(self, work: Work) -> None:
+        self._queue.put(work)
 
     async def read(self, user: UserKey, wanted: ReadRange) -> EventPage:
         """Stored events. As in the port."""
@@ -194,12 +142,6 @@ class SqliteLog:
         done: Future[Compaction] = self._loop.create_future()
         self._queue.put(_Step(CompactionStep(before_ms, after), done))
         return await done
-
-    async def failed(self) -> LogFailed:
-        """Returns when the engine failed for good."""
-        await self._failed.wait()
-        assert self._failure is not None
-        return self._failure
 
     async def close(self) -> None:
         """Commit what waits, then let go of the file. Safe to call twice."""
@@ -237,14 +179,6 @@ class SqliteLog:
         finally:
             self._reading -= 1
 
-    def _fail(self, error: Exception) -> LogFailed:
-        """Remember that the engine is done for. On the loop."""
-        if self._failure is None:
-            _logger.critical("event log failed for good: %s", error)
-            self._failure = LogFailed(f"event log failed: {error}")
-            self._failed.set()
-        return self._failure
-
     def _write(self) -> None:
         """The writer thread: commit what waits and hand back the outcomes, until told to end."""
         writer = GroupWriter(
@@ -262,14 +196,14 @@ class SqliteLog:
                 return
             if operations:
                 self._counter.count(operations, group, time.perf_counter() - began)
-            self._loop.call_soon_threadsafe(self._deliver, works, step, group)
+            self._loop.call_soon_threadsafe(self._committed, works, step, group)
 
-    def _take(self) -> tuple[list[_Work], _Step | None] | None:
+    def _take(self) -> tuple[list[Work], _Step | None] | None:
         """What waits, within the bounds of one transaction; waits for the first. None: the end.
 
         A step of a compaction is the last of its transaction.
         """
-        works: list[_Work] = []
+        works: list[Work] = []
         number = size = 0
         while number < self._commit_appends and size < MOST_COMMIT_BYTES:
             try:
@@ -288,21 +222,16 @@ class SqliteLog:
             size += work.size
         return works, None
 
-    def _deliver(self, works: list[_Work], step: _Step | None, group: Group) -> None:
+    def _committed(self, works: list[Work], step: _Step | None, group: Group) -> None:
         if self._failure is not None:
             # A read met damage: nothing may be told to be safe any more.
-            return self._tell(works, step, self._failure)
+            self._tell(works, step, self._failure)
+            return
         if step is not None and group.compaction is not None and not step.done.done():
             step.done.set_result(group.compaction)
-        at = 0
-        for work in works:
-            end = at + len(work.operations)
-            self._waiting -= len(work.operations)
-            work.done(group.outcomes[at:end])
-            at = end
-        return None
+        self._deliver(works, group.outcomes)
 
-    def _abandon(self, works: list[_Work], step: _Step | None, error: Exception) -> None:
+    def _abandon(self, works: list[Work], step: _Step | None, error: Exception) -> None:
         failure = self._fail(error)
         self._tell(works, step, failure)
         while not self._queue.empty():
@@ -312,9 +241,8 @@ class SqliteLog:
             elif left is not None:
                 self._tell([left], None, failure)
 
-    def _tell(self, works: list[_Work], step: _Step | None, failure: LogFailed) -> None:
+    def _tell(self, works: list[Work], step: _Step | None, failure: LogFailed) -> None:
         if step is not None and not step.done.done():
             step.done.set_exception(failure)
         for work in works:
-            self._waiting -= len(work.operations)
-            work.done(failure)
+            self._settle(work, failure)

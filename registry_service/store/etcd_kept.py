@@ -10,7 +10,7 @@ from collections import deque
 
 from registry_service.store.etcd_keys import Head, Keys, dump_violation, number_of
 from registry_service.store.etcd_writes import Writes
-from registry_service.store.violation_table import KEEP, ViolationRow
+from registry_service.store.violation_table import KEEP, violation_row
 from steward.model.violations import Severity, Violation
 from steward.telemetry.logs import fields
 
@@ -52,19 +52,7 @@ class Kept:
             head.breaches += violation.count
         else:
             head.refusals += violation.count
-        row = ViolationRow(
-            head.violations,
-            writes.at_ms,
-            severity,
-            violation.kind.value,
-            *(violation.user or ("", "")),
-            violation.epoch,
-            *(violation.node or ("", 0)),
-            reporter,
-            violation.evidence,
-            violation.traceparent,
-            violation.count,
-        )
+        row = violation_row(head.violations, writes.at_ms, violation, reporter)
         self.numbers[severity].append(row.number)
         writes.put(self._keys.violation(severity, row.number), dump_violation(row))
         return row.number

@@ -70,6 +70,23 @@ class ViolationRow:
     count: int
 
 
+def violation_row(number: int, at_ms: int, violation: Violation, reporter: str) -> ViolationRow:
+    """The row of a violation that gets this number."""
+    return ViolationRow(
+        number,
+        at_ms,
+        violation.severity,
+        violation.kind.value,
+        *(violation.user or ("", "")),
+        violation.epoch,
+        *(violation.node or ("", 0)),
+        reporter,
+        violation.evidence,
+        violation.traceparent,
+        violation.count,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ViolationTotals:
     """How many were ever recorded, each counted by its `count`."""
@@ -220,21 +237,7 @@ class MemoryViolations:
     def record(self, violation: Violation, reporter: str, at_ms: int) -> int:
         self._last += 1
         severity = violation.severity
-        self._rows.append(
-            ViolationRow(
-                self._last,
-                at_ms,
-                severity,
-                violation.kind.value,
-                *(violation.user or ("", "")),
-                violation.epoch,
-                *(violation.node or ("", 0)),
-                reporter,
-                violation.evidence,
-                violation.traceparent,
-                violation.count,
-            )
-        )
+        self._rows.append(violation_row(self._last, at_ms, violation, reporter))
         self._totals[severity] += violation.count
         return self._last
 

@@ -16,12 +16,12 @@ import pytest
 
 from steward.testing.etcd import EtcdCluster, missing
 from steward.testing.local_cluster import LocalCluster, is_running
-from steward.testing.tab import Tab, many_sockets, open_tab
+from steward.testing.tab import many_sockets, open_tab
 from steward.testing.waiting import eventually
+from steward.testing.witness import SOON_S, Witness, witness
 
 pytestmark = pytest.mark.asyncio
 
-SOON_S = 30.0
 ENDED_S = 15.0
 OUTAGE_S = 6.0
 
@@ -51,23 +51,13 @@ def cluster(running: LocalCluster, clusters_to_show: list[LocalCluster]) -> Loca
 
 
 @asynccontextmanager
-async def attached(cluster: LocalCluster, token: str, file: Path) -> AsyncIterator[Tab]:
+async def attached(cluster: LocalCluster, token: str, file: Path) -> AsyncIterator[Witness]:
     """A user whose run with tools is in flight, and who must not notice anything."""
-    async with many_sockets() as http, await open_tab(http, cluster.url, token) as tab:
-        await tab.send("m1", f"{file} 100", agent="worker")
-        await goes_on(tab)
-        yield tab
-        await goes_on(tab)
-        await asyncio.to_thread(Path(f"{file}.enough").touch)
-        end = await tab.until("agent_completed", SOON_S)
-        assert end["data"]["outcome"] == "success"
-        assert tab.findings() == []
-        assert {event["epoch"] for event in tab.events} == {tab.ready["manager"]["epoch"]}
-
-
-async def goes_on(tab: Tab) -> None:
-    await tab.until("tool_executing", SOON_S)
-    await tab.until("tool_completed", SOON_S)
+    async with many_sockets() as http, witness(http, cluster, token, file) as seen:
+        yield seen
+        await seen.goes_on()
+        await seen.ends()
+        seen.kept_manager()
 
 
 async def new_user(cluster: LocalCluster, token: str) -> None:
@@ -100,14 +90,14 @@ async def test_all_of_etcd_is_away_for_a_while_and_only_new_users_wait(
     cluster: LocalCluster, etcd: EtcdCluster, token_of: TokenOf, tmp_path: Path
 ) -> None:
     before, pid = await incarnations(cluster), cluster.processes["registry"]["pid"]
-    async with attached(cluster, token_of(cluster, "away-1"), tmp_path / "done") as tab:
+    async with attached(cluster, token_of(cluster, "away-1"), tmp_path / "done") as seen:
         for member in etcd.members:
             member.signal(signal.SIGSTOP)
         try:
             # The registry may not speak for the store any more, ends, and waits for etcd.
             await eventually(lambda: not is_running(pid), "the registry has ended", ENDED_S)
             await asyncio.sleep(OUTAGE_S)
-            await goes_on(tab)
+            await seen.goes_on()
         finally:
             for member in etcd.members:
                 member.signal(signal.SIGCONT)

@@ -25,6 +25,7 @@ from steward.rpc.roles import Role, RoleCredentials
 from steward.testing.local_cluster import LocalCluster, free_ports, is_running
 from steward.testing.tab import Tab, many_sockets, open_tab
 from steward.testing.waiting import eventually
+from steward.testing.witness import enough
 from steward.v1 import registry_service_pb2 as pb
 from steward.v1 import registry_service_pb2_grpc
 from steward.v1.placement_pb2 import UserKey
@@ -79,11 +80,6 @@ def done(file: Path) -> list[tuple[int, int]]:
     """(epoch, number) of the tool calls that were really started, in that order."""
     lines = file.read_text().splitlines() if file.exists() else []
     return [(int(epoch), int(number)) for epoch, number in map(str.split, lines)]
-
-
-def enough(file: Path) -> None:
-    """The worker with this file makes its last call."""
-    Path(f"{file}.enough").touch()
 
 
 def of_type(tab: Tab, kind: str) -> list[dict[str, Any]]:

@@ -16,14 +16,13 @@ import aiohttp
 import pytest
 
 from steward.testing.local_cluster import LocalCluster
-from steward.testing.tab import Tab, many_sockets, open_tab
+from steward.testing.tab import many_sockets, open_tab
 from steward.testing.waiting import eventually
+from steward.testing.witness import SOON_S, witness
 
 pytestmark = pytest.mark.asyncio
 
 LEASE_S = 3.0
-SOON_S = 30.0
-RUN_S = 60.0
 
 TokenOf = Callable[[LocalCluster, str], str]
 
@@ -41,55 +40,6 @@ def cluster(running: LocalCluster, clusters_to_show: list[LocalCluster]) -> Loca
     clusters_to_show.append(running)
     running.wait_healed()
     return running
-
-
-def enough(file: Path) -> None:
-    """The worker with this file makes its last call."""
-    Path(f"{file}.enough").touch()
-
-
-class Witness:
-    """A user whose run with tools is in flight, and who must not notice more than a pause."""
-
-    def __init__(self, tab: Tab, file: Path) -> None:
-        self.tab = tab
-        self.file = file
-
-    async def goes_on(self) -> None:
-        """Returns when a tool call has ended that began after this was called."""
-        await self.tab.until("tool_executing", SOON_S)
-        await self.tab.until("tool_completed", SOON_S)
-
-    async def ends(self) -> None:
-        """Let the run end, and read up to its end. All is whole: nothing lost, nothing twice."""
-        enough(self.file)
-        end = await self.tab.until("agent_completed", RUN_S)
-        assert end["data"]["outcome"] == "success"
-        assert self.tab.findings() == []
-        assert [frame["type"] for frame in self.tab.frames].count("ready") == 1
-        said = "".join(
-            event["data"]["delta"] for event in self.tab.events if event["type"] == "agent_text"
-        )
-        calls = sum(event["type"] == "tool_completed" for event in self.tab.events)
-        assert said == "".join(f"{number} " for number in range(calls - 1))
-
-    def stayed(self) -> None:
-        """The manager is the same one, and each tool call was made once."""
-        epochs = {event["epoch"] for event in self.tab.events}
-        assert epochs == {self.tab.ready["manager"]["epoch"]}
-        lines = self.file.read_text().splitlines()
-        assert [int(line.split()[1]) for line in lines] == list(range(len(lines)))
-
-
-@asynccontextmanager
-async def witness(
-    http: aiohttp.ClientSession, cluster: LocalCluster, token: str, file: Path
-) -> AsyncIterator[Witness]:
-    async with await open_tab(http, cluster.url, token) as tab:
-        seen = Witness(tab, file)
-        await tab.send("m1", f"{file} 100", agent="worker")
-        await seen.goes_on()
-        yield seen
 
 
 async def incarnations(cluster: LocalCluster) -> dict[str, int]:

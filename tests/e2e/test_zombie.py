@@ -18,6 +18,7 @@ import pytest
 from steward.testing.local_cluster import LocalCluster, is_running
 from steward.testing.tab import Tab, many_sockets, open_tab
 from steward.testing.waiting import eventually
+from steward.testing.witness import enough
 
 pytestmark = pytest.mark.asyncio
 
@@ -69,11 +70,6 @@ async def busy_tab(
     await tab.until("agent_text", SOON_S)
     await tab.until("tool_completed", SOON_S)
     return tab
-
-
-def enough(file: Path) -> None:
-    """The worker with this file makes its last call."""
-    Path(f"{file}.enough").touch()
 
 
 def outcomes(tab: Tab) -> list[str]:

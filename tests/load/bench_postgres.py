@@ -6,11 +6,9 @@ A real server with fsync on, one log engine, both on this machine. Appends of on
 as of `USERS` managers with one append in flight; then the same at a steady rate.
 """
 
-import argparse
 import asyncio
 import itertools
 import statistics
-import sys
 import time
 
 import uvloop
@@ -22,6 +20,7 @@ from agent_service.log.postgres.engine import PostgresLog
 from steward.model.keys import Epoch, Sequence, UserKey
 from steward.telemetry.catalog import LogMetrics
 from steward.testing.postgres import PostgresServer
+from tests.load.alone import run_alone
 from tests.load.rows import Row
 
 USERS = 1000
@@ -119,15 +118,5 @@ def figures(rounds: int, quick: bool) -> list[Row]:
     return uvloop.run(_measure(rounds, 2.0 if quick else 5.0))
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m tests.load.bench_postgres")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    for row in figures(options.rounds, options.quick):
-        print("  ".join(row.cells()), file=sys.stdout)
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(figures, __doc__)

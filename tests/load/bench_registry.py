@@ -9,7 +9,6 @@ CPU is that of the registry process: it moves less than the clock on a shared ma
 begins with an empty store; `tests.load.registry_growth` measures large ones.
 """
 
-import argparse
 import tempfile
 import time
 from collections import defaultdict
@@ -18,14 +17,14 @@ from pathlib import Path
 import uvloop
 
 from tests.load import registry_growth
-from tests.load.machine import facts, load, resident_kib
+from tests.load.alone import run_alone
+from tests.load.machine import resident_kib
 from tests.load.registry_stand import RegistryStand
 from tests.load.rows import Row
 
 USERS, USERS_QUICK = 100_000, 30_000
 STORM = 5_000
 IDLE_S, IDLE_QUICK_S = 5.0, 2.0
-ROUNDS = 3
 
 # What, its unit, the goal, whether less is better.
 PLACED = ("new placements, durable", "/s", 15_000, False)
@@ -102,16 +101,5 @@ def of_one_store(rounds: int, quick: bool) -> list[Row]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    print(f"{facts()}, load {load():.1f}")
-    for row in of_one_store(options.rounds, options.quick):
-        what, value, spread, goal = row.cells()
-        print(f"{what:<46}{value:>16}  {spread:<20}{goal}")
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(of_one_store, __doc__)

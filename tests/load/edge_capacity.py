@@ -9,13 +9,13 @@ threads, user and kernel; clients and stand-in are other processes. Comparisons 
 servers are in `tests/load/peers`.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
 from tests.load import machine
+from tests.load.alone import run_alone
 from tests.load.edge_clients import Client, Clients
 from tests.load.edge_rig import Rig
 from tests.load.rows import Row
@@ -133,16 +133,5 @@ def _users(count: int, prefix: str) -> list[str]:
     return [f"{prefix}{number}" for number in range(count)]
 
 
-def main() -> None:
-    """Measure and print one line a figure."""
-    parser = argparse.ArgumentParser(prog="python -m tests.load.edge_capacity")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (3)")
-    parser.add_argument("--quick", action="store_true", help="less of each")
-    options = parser.parse_args()
-    print(f"{machine.facts()}, load {machine.load():.1f}")
-    for row in figures(options.rounds, options.quick):
-        print("  ".join(cell for cell in row.cells() if cell))
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(figures, __doc__)

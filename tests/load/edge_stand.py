@@ -15,7 +15,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,18 @@ def event(user: str, sequence: int, size: int) -> bytes:
     return head.ljust(size - 2, b"x") + b'"}'
 
 
-async def serve(data: Path) -> None:
+Take = Callable[["Node", dict[str, Any]], Awaitable[dict[str, Any] | None]]
+"""Carries an order out, and gives the answer; None for one that it does not know."""
+
+
+async def push(node: Node, order: dict[str, Any]) -> dict[str, Any] | None:
+    """The order of this stand."""
+    if "push" not in order:
+        return None
+    return {"pushed": await node.push(order["push"], order["burst"], order["size"])}
+
+
+async def serve(data: Path, take: Take) -> None:
     """Serve until standard input ends."""
     verifier = RoleVerifier(load_or_create_key(data, CONTROL_KEY), CLUSTER)
     registry, node = Registry(), Node()
@@ -191,12 +202,11 @@ async def serve(data: Path) -> None:
     say({"address": registry.address})
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        order = json.loads(line)
-        if "push" in order:
-            say({"pushed": await node.push(order["push"], order["burst"], order["size"])})
-        else:
+        answer = await take(node, json.loads(line))
+        if answer is None:
             attached = sum(len(side.sequences) for side in node.sides)
-            say({"violations": registry.violations[:10], "attached": attached})
+            answer = {"violations": registry.violations[:10], "attached": attached}
+        say(answer)
     await server.stop(0)
 
 
@@ -204,12 +214,12 @@ def say(answer: dict[str, Any]) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def main() -> None:
+def main(take: Take) -> None:
     """Serve, told by standard input."""
-    parser = argparse.ArgumentParser(prog="python -m tests.load.edge_stand")
+    parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
-    uvloop.run(serve(parser.parse_args().data))
+    uvloop.run(serve(parser.parse_args().data, take))
 
 
 if __name__ == "__main__":
-    main()
+    main(push)

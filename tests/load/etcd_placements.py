@@ -8,7 +8,6 @@ checked: each user is placed once, under a number of its own. The three members,
 this process share the processors of this machine.
 """
 
-import argparse
 import asyncio
 import tempfile
 import time
@@ -30,6 +29,7 @@ from registry_service.store.etcd_client import EtcdAccess
 from steward.model.keys import NodeId, NodeIncarnation, UserKey
 from steward.runtime.clock import boot_ms, wall_ms
 from steward.testing.etcd import EtcdCluster, missing
+from tests.load.alone import run_alone
 from tests.load.registry_stand import RegistryStand
 from tests.load.rows import Row
 
@@ -117,14 +117,5 @@ def figures(rounds: int, quick: bool) -> list[Row]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    for row in figures(options.rounds, options.quick):
-        print("  ".join(row.cells()))
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(figures, __doc__)

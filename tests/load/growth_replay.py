@@ -9,7 +9,6 @@ socket to the last event, the sequence of each of which is checked. CPU is that 
 process, over all events of the replays of a round.
 """
 
-import argparse
 import asyncio
 import base64
 import os
@@ -21,13 +20,14 @@ from typing import Any
 import uvloop
 
 from steward.cli.cluster_file import read_cluster
+from steward.load.wire import LoadSocket, connect
 from steward.model.keys import DEFAULT_TENANT, UserKey
 from steward.rpc.keys import USER_KEY, load_or_create_key
 from steward.testing.local_cluster import LocalCluster
 from steward.tokens import mint
+from tests.load.alone import run_alone
 from tests.load.machine import cpu_by_name
 from tests.load.rows import Row
-from tests.load.wire import LoadSocket, connect
 
 AGENTS = Path(__file__).parent / "agents.py"
 EVENTS = 10_000
@@ -118,14 +118,5 @@ def figures(rounds: int, quick: bool) -> list[Row]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.load.growth_replay")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    for row in figures(options.rounds, options.quick):
-        print("  ".join(row.cells()).rstrip())
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(figures, __doc__)

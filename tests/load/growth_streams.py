@@ -11,10 +11,8 @@ the whole cluster's CPU has to do until `ready`. Quick: the large one has 100,00
 1,000,000.
 """
 
-import argparse
 import asyncio
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,17 +28,18 @@ from agent_service.log.port import LogFailed
 from agent_service.log.sqlite import SqliteLog
 from agent_service.log.writer import Operation, Outcome
 from steward.cli.cluster_file import read_cluster
+from steward.load.wire import connect
 from steward.model.keys import Epoch, UserKey
 from steward.model.keys import Sequence as SequenceNumber
 from steward.rpc.keys import USER_KEY, load_or_create_key
 from steward.telemetry.catalog import LogMetrics
 from steward.testing.local_cluster import LocalCluster
 from steward.tokens import mint
+from tests.load.alone import run_alone
 from tests.load.growth_database import EVENTS, PAYLOAD, fill, users_of
 from tests.load.growth_process import OneProcess
 from tests.load.machine import cpu_by_name
 from tests.load.rows import Row
-from tests.load.wire import connect
 
 FEW = 1_000
 MANY, MANY_QUICK = 1_000_000, 100_000
@@ -209,14 +208,5 @@ def figures(rounds: int, quick: bool) -> list[Row]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.load.growth_streams")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    for row in figures(options.rounds, options.quick):
-        print("  ".join(row.cells()).rstrip(), file=sys.stdout)
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(figures, __doc__)

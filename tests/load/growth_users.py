@@ -11,7 +11,6 @@ connections cost that wait (heartbeats) is in it. The figure is the ratio to 100
 what each process grew by per user. Quick: 100 and 1,000 users.
 """
 
-import argparse
 import asyncio
 import tempfile
 import time
@@ -20,12 +19,13 @@ from pathlib import Path
 
 import uvloop
 
+from steward.load.wire import LoadSocket
 from steward.testing.local_cluster import LocalCluster
+from tests.load.alone import run_alone
 from tests.load.growth_agents import TURN_S, turn_of
 from tests.load.machine import cpu_by_name, memory_by_name
 from tests.load.measures import Load
 from tests.load.rows import Row
-from tests.load.wire import LoadSocket
 
 AGENT = f"{Path(__file__).parent / 'growth_agents.py'}:metronome"
 LEVELS, LEVELS_QUICK = (100, 1_000, 10_000), (100, 1_000)
@@ -157,14 +157,5 @@ def _memory(side: Side) -> list[Row]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.load.growth_users")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    for row in figures(options.rounds, options.quick):
-        print("  ".join(row.cells()).rstrip())
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(figures, __doc__)

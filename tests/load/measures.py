@@ -18,11 +18,11 @@ from typing import Any
 import uvloop
 
 from steward.cli.cluster_file import ClusterFile, read_cluster
+from steward.load.wire import LoadSocket, connect
 from steward.model.keys import DEFAULT_TENANT, UserKey
 from steward.rpc.keys import USER_KEY, load_or_create_key
 from steward.tokens import mint
 from tests.load.machine import cpu_by_name, memory_by_name
-from tests.load.wire import LoadSocket, connect
 
 Numbers = dict[str, float]
 

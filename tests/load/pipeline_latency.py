@@ -10,7 +10,6 @@ gone on for a while. At most: every agent emits as fast as its verbs return. Eve
 on: fence, expected sequence, append before delivery, user and epoch checks.
 """
 
-import argparse
 import asyncio
 import sys
 import tempfile
@@ -24,10 +23,10 @@ from pathlib import Path
 import uvloop
 
 from steward.testing.local_cluster import LocalCluster
-from tests.load import machine
+from tests.load.alone import run_alone
 from tests.load.machine import cpu_by_name
 from tests.load.measures import Load, Numbers, measure, percentiles
-from tests.load.rows import Row, text_table
+from tests.load.rows import Row
 
 AGENTS = Path(__file__).parent / "agents.py"
 LEAD_S = 1.0
@@ -166,15 +165,5 @@ def _each(found: Sequence[Numbers], name: str) -> list[float]:
     return [numbers[name] for numbers in found]
 
 
-def main() -> None:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.load.pipeline_latency")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    print(f"{machine.facts()}, load before the start {machine.load():.1f}")
-    print(text_table(figures(options.rounds, options.quick)))
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(figures, __doc__)

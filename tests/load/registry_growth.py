@@ -10,7 +10,6 @@ attaches. The figures that have a goal compare CPU per user in the largest store
 smallest, and the start. Quick: the largest has 50,000.
 """
 
-import argparse
 import socket
 import sqlite3
 import tempfile
@@ -21,7 +20,8 @@ from pathlib import Path
 import uvloop
 
 from registry_service.store.schema import LEDGER
-from tests.load.machine import facts, load, resident_kib
+from tests.load.alone import run_alone
+from tests.load.machine import resident_kib
 from tests.load.registry_stand import NODES, TENANT, Cost, RegistryStand
 from tests.load.rows import Row
 
@@ -35,7 +35,6 @@ FLAT = 1.5
 REMEMBERS_NOBODY = "--cached-placements=1"
 KNOWN, READ = "resolve, remembered", "resolve, read from the store"
 ATTACH, PLACED = "attach, read from the store", "new placement, durable"
-ROUNDS = 3
 
 # The id of user n, as `user_id` makes it.
 _USERS = (
@@ -165,16 +164,5 @@ def figures(rounds: int, quick: bool) -> list[Row]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    print(f"{facts()}, load {load():.1f}")
-    for row in figures(options.rounds, options.quick):
-        what, value, spread, goal = row.cells()
-        print(f"{what:<70}{value:>16}  {spread:<20}{goal}")
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(figures, __doc__)

@@ -27,11 +27,11 @@ from typing import Any
 
 import uvloop
 
+from steward.load.wire import LoadSocket, connect
 from tests.load import slow_costs
 from tests.load.edge_rig import Rig
 from tests.load.rows import Row, text_table
 from tests.load.slow_reader import Pace, SlowReader
-from tests.load.wire import LoadSocket, connect
 
 CONNECTIONS = 1000
 CONNECTS_AT_ONCE = 32

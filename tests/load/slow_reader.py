@@ -10,7 +10,7 @@ import json
 import socket
 from enum import Enum
 
-from tests.load.wire import StreamBroken
+from steward.load.wire import StreamBroken
 
 SEGMENT_BYTES = 1400
 RECEIVE_BYTES = 8192

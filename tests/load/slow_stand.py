@@ -7,22 +7,13 @@ second to the other users in turn, each with the time at which it was made, and 
 of one text to the user `slow`. `{"ask": 1}` is that of `edge_stand`. It ends with its input.
 """
 
-import argparse
 import asyncio
-import json
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
-import uvloop
-
-from steward.rpc.factory import make_server
-from steward.rpc.keys import CONTROL_KEY, load_or_create_key
-from steward.rpc.roles import Role, RoleVerifier
 from steward.v1 import agent_service_pb2 as node_pb
-from steward.v1 import agent_service_pb2_grpc, placement_pb2, registry_service_pb2_grpc
-from tests.load.edge_stand import CLUSTER, EPOCH, EdgeSide, Node, Registry, say, stream_of
+from steward.v1 import placement_pb2
+from tests.load.edge_stand import EPOCH, EdgeSide, Node, main, stream_of
 
 TICK_S = 0.005
 _ENVELOPE = (
@@ -91,38 +82,13 @@ class Paced:
         )
 
 
-async def serve(data: Path) -> None:
-    """Serve until standard input ends."""
-    verifier = RoleVerifier(load_or_create_key(data, CONTROL_KEY), CLUSTER)
-    registry, node = Registry(), Node()
-    methods = {
-        "/steward.v1.RegistryService/HoldEdgeSession",
-        "/steward.v1.RegistryService/ReportViolations",
-        "/steward.v1.AgentService/HoldEdgeStream",
-    }
-    server = make_server(verifier, dict.fromkeys(methods, frozenset({Role.EDGE})))
-    registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)
-    agent_service_pb2_grpc.add_AgentServiceServicer_to_server(node, server)
-    registry.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
-    say({"address": registry.address})
-    loop = asyncio.get_running_loop()
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
-        order = json.loads(line)
-        if "pace" in order:
-            (side,) = node.sides
-            say(await Paced(side).run(**order["pace"]))
-        else:
-            say({"violations": registry.violations[:10]})
-    await server.stop(0)
-
-
-def main() -> None:
-    """Serve, told by standard input."""
-    parser = argparse.ArgumentParser(prog="python -m tests.load.slow_stand")
-    parser.add_argument("--data", type=Path, required=True)
-    uvloop.run(serve(parser.parse_args().data))
+async def pace(node: Node, order: dict[str, Any]) -> dict[str, Any] | None:
+    """The order of this stand."""
+    if "pace" not in order:
+        return None
+    (side,) = node.sides
+    return await Paced(side).run(**order["pace"])
 
 
 if __name__ == "__main__":
-    main()
+    main(pace)

@@ -14,23 +14,19 @@ import asyncio
 import logging
 import random
 import time
-from asyncio import Future
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import asyncpg
 
-from agent_service.core.journal import Append, AppendOutcome, Seal, SealOutcome
+from agent_service.core.journal import Append, Seal
 from agent_service.log.counting import CommitCounter
 from agent_service.log.memory import new_stream_id
 from agent_service.log.port import (
     Compaction,
-    Done,
     EventPage,
     LogFailed,
-    LogFull,
     LogSummary,
     OpenRunPage,
     Operation,
@@ -43,7 +39,7 @@ from agent_service.log.postgres.connecting import Database
 from agent_service.log.postgres.migrations import SLOTS
 from agent_service.log.postgres.migrator import migrate
 from agent_service.log.postgres.reader import PostgresReader
-from agent_service.log.rules import MOST_WAITING, check_append, check_seal
+from agent_service.log.submitting import Submitting, Work
 from agent_service.log.writer import Group
 from steward.errors import Reason, StewardError
 from steward.model.keys import UserKey
@@ -61,16 +57,7 @@ COMPACT = "SELECT * FROM steward.compact_v1(to_timestamp($1::float8 / 1000), $2,
 _logger = logging.getLogger("steward.log")
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Operations that were submitted together, their bytes, and whom to tell the outcomes."""
-
-    operations: Sequence[Operation]
-    size: int
-    done: Done
-
-
-class PostgresLog:
+class PostgresLog(Submitting):
     """The `EventLog` port over a PostgreSQL database. One event loop; `open` before all else."""
 
     def __init__(
@@ -82,23 +69,19 @@ class PostgresLog:
         writers: int = 2,
         readers: int = 4,
     ) -> None:
+        super().__init__()
         self._database = database
         self._counter = CommitCounter(metrics)
         self._commit_appends = commit_appends
         self._writers = writers
         self._reader = PostgresReader(database, readers)
-        self._queue: deque[_Work] = deque()
+        self._queue: deque[Work] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._waiting = 0
-        self._futures: set[Future[Outcome]] = set()
         self._lanes: list[asyncio.Task[None]] = []
         # Between the steps of one compaction.
         self._compacting: asyncpg.Connection | None = None
-        self._closed = False
-        self._failure: LogFailed | None = None
-        self._failed = asyncio.Event()
         self.log_id = ""
         self.away: str | None = "the event log's database has not answered yet"
 
@@ -113,47 +96,10 @@ class PostgresLog:
         for lane in self._lanes:
             lane.add_done_callback(self._lane_ended)
 
-    def submit(self, operations: Sequence[Operation], size: int, done: Done) -> None:
-        """Queue operations, checked before, that carry `size` bytes. `done` runs on the loop.
-
-        Raises LogFull.
-        """
-        if self._failure is not None:
-            asyncio.get_running_loop().call_soon(done, self._failure)
-            return
-        if self._closed:
-            raise RuntimeError("the event log is closed")
-        if self._waiting + len(operations) > MOST_WAITING:
-            raise LogFull(f"{self._waiting} operations wait")
-        self._waiting += len(operations)
+    def _put(self, work: Work) -> None:
         self._idle.clear()
-        self._queue.append(_Work(operations, size, done))
+        self._queue.append(work)
         self._wake.set()
-
-    def append(self, append: Append) -> "Future[AppendOutcome]":
-        """Start a fenced append. As in the port."""
-        return cast("Future[AppendOutcome]", self._start(append, check_append(append)))
-
-    async def seal(self, seal: Seal) -> SealOutcome:
-        """Raise the fence and read the start, atomically. As in the port."""
-        check_seal(seal)
-        return cast(SealOutcome, await self._start(seal, 0))
-
-    def _start(self, operation: Operation, size: int) -> "Future[Outcome]":
-        future: Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def done(outcomes: Sequence[Outcome] | LogFailed) -> None:
-            self._futures.discard(future)
-            if future.done():
-                return
-            if isinstance(outcomes, LogFailed):
-                future.set_exception(outcomes)
-            else:
-                future.set_result(outcomes[0])
-
-        self.submit((operation,), size, done)
-        self._futures.add(future)
-        return future
 
     async def read(self, user: UserKey, wanted: ReadRange) -> EventPage:
         """Stored events. As in the port."""
@@ -202,12 +148,6 @@ class PostgresLog:
             self._compacting = None
         return Compaction(row["removed"], row["after"])
 
-    async def failed(self) -> LogFailed:
-        """Returns when the engine failed for good."""
-        await self._failed.wait()
-        assert self._failure is not None
-        return self._failure
-
     async def close(self) -> None:
         """Commit what waits, if the database answers within a bound. Safe to call twice."""
         if self._closed:
@@ -254,13 +194,13 @@ class PostgresLog:
                             connection.terminate()
                             connection = None
                         if not is_passing(error):
-                            self._fail(error, works)
+                            self._give_up(error, works)
                             return
                         self._is_away(error)
                     await backoff.pause()
                 self.away = None
                 self._counter.count(operations, group, time.perf_counter() - began)
-                self._deliver(works, group)
+                self._deliver(works, group.outcomes)
         finally:
             if connection is not None:
                 connection.terminate()
@@ -268,14 +208,14 @@ class PostgresLog:
     def _lane_ended(self, lane: asyncio.Task[None]) -> None:
         """A lane that ends by an error of ours must not leave writes waiting for ever."""
         if not lane.cancelled() and isinstance(error := lane.exception(), Exception):
-            self._fail(error, [])
+            self._give_up(error, [])
 
-    async def _take(self) -> list[_Work]:
+    async def _take(self) -> list[Work]:
         """What waits, within the bounds of one group; waits for the first."""
         while not self._queue:
             self._wake.clear()
             await self._wake.wait()
-        works: list[_Work] = []
+        works: list[Work] = []
         number = size = 0
         while self._queue and number < self._commit_appends and size < MOST_GROUP_BYTES:
             work = self._queue.popleft()
@@ -322,18 +262,12 @@ class PostgresLog:
         async with connection.transaction():
             return cast("list[Any]", await connection.fetch(sql, slot, *arguments))
 
-    def _deliver(self, works: list[_Work], group: Group) -> None:
-        at = 0
-        for work in works:
-            end = at + len(work.operations)
-            self._settle(work, group.outcomes[at:end])
-            at = end
-
-    def _settle(self, work: _Work, outcomes: Sequence[Outcome] | LogFailed) -> None:
-        self._waiting -= len(work.operations)
-        if not self._waiting:
-            self._idle.set()
-        work.done(outcomes)
+    def _settle(self, work: Work, outcomes: Sequence[Outcome] | LogFailed) -> None:
+        try:
+            super()._settle(work, outcomes)
+        finally:
+            if not self._waiting:
+                self._idle.set()
 
     def _is_away(self, error: BaseException) -> None:
         known = self.away is not None and self.log_id
@@ -341,12 +275,9 @@ class PostgresLog:
         if not known:
             _logger.warning(self.away)
 
-    def _fail(self, error: Exception, works: list[_Work]) -> None:
+    def _give_up(self, error: Exception, works: list[Work]) -> None:
         """Whatever it was, this program and that database don't fit: the process has to end."""
-        if self._failure is None:
-            _logger.critical("event log failed for good: %s", error)
-            self._failure = LogFailed(f"event log failed: {error}")
-            self._failed.set()
+        failure = self._fail(error)
         for work in [*works, *self._queue]:
-            self._settle(work, self._failure)
+            self._settle(work, failure)
         self._queue.clear()
