@@ -7,6 +7,7 @@ SERVICE_PROTOS := $(wildcard protos/steward/v1/*_service.proto)
 BENCH_VENV := .venv-bench
 PEERS  := tests/load/peers
 ETCDPB := registry_service/store/etcdpb
+GO     ?= $(shell command -v go || echo /usr/local/go/bin/go)
 # For `make run ARGS="--port 8090"` and `make test ARGS="tests/unit -k epoch"`.
 ARGS   ?=
 # For `make simulate SEED=7 N=1 TRACE=1 WITHOUT=fence`.
@@ -39,7 +40,7 @@ $(ETCDPB)/.made: protos/etcd/steward_etcd.proto $(VENV)/.made
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m grpc_tools.protoc -I protos/etcd --python_out=$(ETCDPB) --mypy_out=quiet:$(ETCDPB) $<
 	@touch $@
 
-.PHONY: env proto run test lint format lock peers bench failover rolling simulate model clean
+.PHONY: env proto run test lint format lock peers bench etcd failover rolling observe simulate model clean
 env: $(VENV)/.made steward/v1/.made $(ETCDPB)/.made ## Make the environment in .venv from the lock files
 
 proto: steward/v1/.made $(ETCDPB)/.made ## Generate code from protos/
@@ -63,6 +64,14 @@ format: env ## Format the code
 simulate: env ## Play seeds of the simulation: SEED=first N=how many WITHOUT=guard
 	$(PY) -m steward.testing --seed $(SEED) --count $(N) $(if $(TRACE),--trace) $(if $(WITHOUT),--without $(WITHOUT))
 
+# A second server for the tests of the registry's store, beside the one that is installed. All of
+# it is built here from modules that go.sum names by their digests.
+.etcd/etcd: $(wildcard tests/etcd/*.go tests/etcd/go.*)
+	cd tests/etcd && $(GO) build -mod=readonly -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
+
+etcd: .etcd/etcd ## Build the newer etcd that tests use too (needs Go; two minutes)
+	@$< --version
+
 # What an edge is compared with. Nothing of it is ever part of the product or of its tests.
 $(BENCH_VENV)/.made: requirements-bench.lock
 	$(PYTHON) -m venv --without-pip $(BENCH_VENV)
@@ -85,6 +94,9 @@ failover: env ## Kill nodes under load and measure the pause: ARGS="--kills 200"
 rolling: env ## Restart all nodes under load and measure the pause
 	$(PY) -m tests.load.rolling $(ARGS)
 
+observe: env ## Start Prometheus beside `make run`: ARGS="--data .steward --port 9090"
+	@exec $(PY) -m steward.testing.observe $(ARGS)
+
 model: ## Check the model of ownership with SPIN
 	@$(PYTHON) docs/model/check.py $(ARGS)
 
@@ -95,6 +107,6 @@ lock: $(VENV)/.made ## Resolve the lock files anew
 	cd $(PEERS) && npm install --package-lock-only --no-progress
 
 clean: ## Remove the environment, generated code and caches
-	rm -rf $(VENV) $(BENCH_VENV) $(PEERS)/node_modules build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(PEERS)/node_modules .etcd build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find steward/v1 $(ETCDPB) -type f ! -name __init__.py -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,6 +12,8 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from agent_service.core.policy import AgentPolicy, ManagerPolicy
+from agent_service.edge_streams import EdgeStreams
+from agent_service.framed import PREFACE, FramedEdges
 from agent_service.host.agent_loop import AgentLoop
 from agent_service.host.constructions import ConstructionWatch
 from agent_service.host.host import ManagerHost
@@ -21,25 +23,28 @@ from agent_service.log.remote import RemoteLog
 from agent_service.log.sqlite import SqliteLog
 from agent_service.server import ALLOWED, AgentServicer
 from agent_service.settings import AgentSettings
+from agent_service.uplink.census import NodeCensus
 from agent_service.uplink.registry import NodeSession, boot_id, new_nonce
 from steward.agent.loading import AgentCatalog, load_agents
 from steward.config.settings import SettingsError, load
 from steward.model.keys import NodeId, NodeIncarnation
 from steward.rpc.factory import make_server
+from steward.rpc.front import LOOPBACK, Front
 from steward.rpc.keys import CONTROL_KEY, load_or_create_key
 from steward.rpc.roles import Role, RoleCredentials, RoleVerifier
 from steward.rpc.violations import ViolationReporter
 from steward.runtime.service import EnvironmentUnusable, run
 from steward.telemetry.catalog import AgentMetrics, LogMetrics
-from steward.telemetry.lag import LagProbe
 from steward.telemetry.logs import configure
 from steward.telemetry.otlp import make_tracing
+from steward.telemetry.probes import ProcessProbes
 from steward.v1 import registry_service_pb2 as pb
 from steward.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 
 _log = logging.getLogger(__name__)
 
 FLUSH_S = 0.5
+STREAMS_S = 0.2
 BUNDLED_AGENT = "agent_service.agents.demo:demo"
 
 
@@ -57,7 +62,7 @@ class AgentNode:
         key = load_or_create_key(settings.data, CONTROL_KEY)
         credentials = RoleCredentials(key, Role.AGENT, settings.cluster, settings.id)
         instruments = AgentMetrics(self.metrics)
-        self._tracing = make_tracing("agent", settings.id, settings)
+        self._tracing = make_tracing("agent", settings.id, settings, content=settings.trace_content)
         self._log = self._make_log(credentials)
         await self._log.open()
         policy = ManagerPolicy(
@@ -67,10 +72,14 @@ class AgentNode:
             settings.max_waiting_runs,
             settings.messages_per_minute,
         )
-        server = make_server(RoleVerifier(key, settings.cluster), ALLOWED)
-        port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
-        if port == 0:
-            raise EnvironmentUnusable(f"gRPC port {settings.grpc_port} can't be used")
+        verifier = RoleVerifier(key, settings.cluster)
+        server = make_server(verifier, ALLOWED)
+        grpc_port = server.add_insecure_port(f"{LOOPBACK}:0")
+        self._front = Front(PREFACE, lambda: self._framed.accept(), grpc_port)
+        try:
+            port = await self._front.open(settings.host, settings.grpc_port, serving=False)
+        except OSError:
+            raise EnvironmentUnusable(f"gRPC port {settings.grpc_port} can't be used") from None
         hello = pb.NodeHello(
             cluster=settings.cluster,
             node_id=settings.id,
@@ -82,7 +91,7 @@ class AgentNode:
             version=version("steward"),
             pid=os.getpid(),
         )
-        self._lag = LagProbe(instruments.loop_lag)
+        self._probes = ProcessProbes(instruments)
         self._session = NodeSession(
             settings.registry,
             credentials,
@@ -96,8 +105,11 @@ class AgentNode:
             lease_uncertain=lambda tenants: self._host.lease_uncertain(tenants),
             lease_certain=lambda: self._host.lease_certain(),
             beat=self._beat,
+            census=lambda asked: self._census.asked(asked),
         )
-        self._violations = ViolationReporter(settings.registry, credentials, instruments)
+        self._violations = ViolationReporter(
+            settings.registry, credentials, instruments, tracing=self._tracing
+        )
         self._host = ManagerHost(
             self._log,
             self._session,
@@ -111,22 +123,32 @@ class AgentNode:
         self._agents = AgentLoop(self.catalog, self._host.verbs, instruments)
         self._host.run_on(self._agents)
         self._host.passivate_after(settings.passivate_after_ms)
-        self._servicer = AgentServicer(self._host, self._log, settings.cluster)
+        self._streams = EdgeStreams(self._host, settings.cluster, instruments)
+        self._framed = FramedEdges(self._streams, verifier)
+        self._servicer = AgentServicer(self._host, self._log, self._streams)
         add_AgentServiceServicer_to_server(self._servicer, server)
         self._server: grpc.aio.Server | None = server
         self._constructions = ConstructionWatch(self._host.construction_refused)
         self._agents.start()
         await server.start()
-        self._lag.start()
+        await self._front.serve()
+        self._probes.start()
         self._orphans = OrphanScan(
             self._log, NodeId(settings.id), self._host.owned, self._session.adopt
         )
         self._log_head = LogHead(self._log, self._session.report_log_head)
+        self._census = NodeCensus(
+            self._log,
+            self._host.holdings.walk,
+            lambda: self._session.node_rev,
+            self._session.answer_census,
+        )
         self._holding = asyncio.ensure_future(self._session.run())
         self._tasks = [
             self._holding,
             asyncio.ensure_future(self._orphans.run()),
             asyncio.ensure_future(self._log_head.run()),
+            asyncio.ensure_future(self._census.run()),
         ]
 
     def unready(self) -> str | None:
@@ -158,15 +180,17 @@ class AgentNode:
             await self._agents.stop(0)
         else:
             await self._let_go()
-        assert self._servicer is not None
-        self._servicer.close_streams()
+        self._front.stop_listening()
+        self._streams.end()
         await self._host.close()
-        await server.stop(0 if over else 0.2)
+        within_s = 0 if over else STREAMS_S
+        await asyncio.gather(self._framed.close(within_s), server.stop(within_s))
+        await self._front.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._agents.stop(0.2)
-        self._lag.stop()
+        self._probes.stop()
         if not over:
             await self._log.close()
         await self._violations.close()
@@ -194,8 +218,7 @@ class AgentNode:
 
     def _joined(self, incarnation: NodeIncarnation) -> None:
         self._host.joined(incarnation, self._session.lease_ms)
-        assert self._servicer is not None
-        self._servicer.incarnation = incarnation
+        self._streams.incarnation = incarnation
 
     def _members(self, node_ids: Sequence[NodeId]) -> None:
         self._host.members(node_ids)
@@ -203,7 +226,7 @@ class AgentNode:
 
     def _beat(self) -> pb.NodeBeat:
         return pb.NodeBeat(
-            loop_lag_ms=int(self._lag.take_worst() * 1000),
+            loop_lag_ms=int(self._probes.take_worst() * 1000),
             managers=self._host.managers,
             open_runs=self._host.open_runs,
             log_reachable=self._log_reachable(),

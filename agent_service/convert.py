@@ -1,5 +1,7 @@
 """Between the node's values and the generated types of its gRPC peers."""
 
+from collections.abc import Iterable
+
 from agent_service.core.commands import (
     AnnounceClient,
     AttachEdge,
@@ -125,3 +127,14 @@ def delivery_to_proto(user: UserKey, epoch: Epoch, events: Deliver) -> pb.Delive
         last_sequence=events.last,
         events=events.payloads,
     )
+
+
+def traces_to_proto(
+    user: UserKey, channel: int | None, traces: Iterable[tuple[int, str]]
+) -> list[pb.EventTrace]:
+    """Sequences and contexts of sampled events, named as their delivery is."""
+    whose = user_to_proto(user) if channel is None else None
+    return [
+        pb.EventTrace(channel=channel or 0, user=whose, sequence=sequence, traceparent=trace)
+        for sequence, trace in traces
+    ]

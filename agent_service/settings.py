@@ -19,6 +19,9 @@ class AgentSettings(ServiceSettings):
     entrypoints: tuple[str, ...] = setting(
         (), help="Agents to serve, `file.py:attr` or `module:attr`. Empty: the bundled demo."
     )
+    trace_content: bool = setting(
+        False, help="Record messages, answers, tool arguments and results in traces."
+    )
     zone: str = setting("", help="Failure zone of this node, for placement.")
     capacity: int = setting(10_000, help="Managers that this node takes.", unit="managers")
     max_waiting_runs: int = setting(32, help="Runs of one user that may wait.", unit="runs")

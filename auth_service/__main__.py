@@ -18,10 +18,12 @@ from steward.config.settings import SettingsError, load
 from steward.rpc.factory import make_server
 from steward.rpc.keys import CONTROL_KEY, USER_KEY, load_or_create_key
 from steward.rpc.roles import RoleVerifier
+from steward.runtime.heap import settle
 from steward.runtime.service import EnvironmentUnusable, run
 from steward.telemetry.catalog import AuthMetrics
-from steward.telemetry.lag import LagProbe
 from steward.telemetry.logs import configure
+from steward.telemetry.otlp import make_tracing
+from steward.telemetry.probes import ProcessProbes
 from steward.v1.auth_service_pb2_grpc import add_AuthServiceServicer_to_server
 
 GRACE_S = 2.0
@@ -33,8 +35,10 @@ class AuthProcess:
     def __init__(self, settings: AuthSettings) -> None:
         self.metrics = CollectorRegistry()
         self._settings = settings
+        self._id = settings.id or f"auth-{socket.gethostname()}"
+        self._tracing = make_tracing("auth", self._id, settings)
         self._metrics = AuthMetrics(self.metrics)
-        self._lag = LagProbe(self._metrics.loop_lag)
+        self._probes = ProcessProbes(self._metrics)
         self._store: AuthStore | None = None
         self._servicer: AuthServicer | None = None
         self._server: grpc.aio.Server | None = None
@@ -47,9 +51,7 @@ class AuthProcess:
         authority = await Authority.open(
             user_key, store, self._metrics, login_token_ttl_s=settings.login_token_ttl_s
         )
-        servicer = AuthServicer(
-            authority, settings.cluster, settings.id or f"auth-{socket.gethostname()}"
-        )
+        servicer = AuthServicer(authority, settings.cluster, self._id, self._tracing)
         server = make_server(RoleVerifier(control, settings.cluster), ALLOWED)
         add_AuthServiceServicer_to_server(servicer, server)
         address = f"{settings.host}:{settings.grpc_port}"
@@ -59,7 +61,8 @@ class AuthProcess:
             raise EnvironmentUnusable(f"gRPC port {address} can't be used") from None
         await server.start()
         self._servicer, self._server = servicer, server
-        self._lag.start()
+        settle()
+        self._probes.start()
 
     async def _open_store(self) -> AuthStore:
         settings = self._settings
@@ -81,7 +84,7 @@ class AuthProcess:
         await self._store.failed()
 
     async def stop(self) -> None:
-        self._lag.stop()
+        self._probes.stop()
         if self._servicer is not None:
             self._servicer.close()
         if self._server is not None:
@@ -90,6 +93,7 @@ class AuthProcess:
         if self._store is not None:
             store, self._store = self._store, None
             await store.close()
+        self._tracing.close()
 
 
 def main() -> None:

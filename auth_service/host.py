@@ -42,13 +42,14 @@ from auth_service.core.questions import (
     TicketIssued,
 )
 from auth_service.core.revocations import Revocations
+from auth_service.known import KnownTokens
 from auth_service.store.port import AuthStore, Change, Keep, Mark, StoreFailed, Take
 from steward.errors import Reason, StewardError
 from steward.model.identity import Identity
 from steward.model.keys import UserKey
 from steward.runtime.clock import wall_ms
 from steward.telemetry.catalog import AuthMetrics
-from steward.tokens import MAX_LIFETIME_S, mint, verify
+from steward.tokens import MAX_LIFETIME_S, mint
 
 STORE_DEADLINE_S = 5.0
 TURN = 32
@@ -95,7 +96,7 @@ class Authority:
     ) -> None:
         """`clock` gives Unix milliseconds."""
         self._key = key
-        self._public = key.public_key()
+        self._tokens = KnownTokens(key.public_key())
         self._store = store
         self._revocations = revocations
         self._metrics = metrics
@@ -204,7 +205,7 @@ class Authority:
             return _Prepared(Take(digest_of(question.code)), self._log_in)
         try:
             now = self._clock()
-            identity = verify(self._public, question.token, now_ms=now)
+            identity = self._tokens.verify(question.token, now)
             if isinstance(question, CheckToken):
                 return _Prepared(None, lambda _: self._surely_unrevoked(identity))
             # Checked before as well: a revoked user must not fill the store.

@@ -8,6 +8,7 @@ back, and gets every relevant revocation again.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any
@@ -21,7 +22,9 @@ from steward.model.keys import UserKey
 from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
 from steward.rpc.roles import Role
 from steward.rpc.status import abort
+from steward.telemetry.conventions import AUTH_VALIDATE
 from steward.telemetry.logs import fields
+from steward.telemetry.tracing import Kind, Tracing
 from steward.v1 import auth_service_pb2 as pb
 from steward.v1.auth_service_pb2_grpc import AuthServiceServicer as AuthServiceBase
 
@@ -45,8 +48,11 @@ _log = logging.getLogger(__name__)
 class AuthServicer(AuthServiceBase):
     """`steward.v1.AuthService` over an `Authority`."""
 
-    def __init__(self, authority: Authority, cluster: str, auth_id: str) -> None:
+    def __init__(
+        self, authority: Authority, cluster: str, auth_id: str, tracing: Tracing | None = None
+    ) -> None:
         self._authority = authority
+        self._tracing = tracing or Tracing()
         self._cluster = cluster
         self._auth_id = auth_id
         self._streams: set[_EdgeStream] = set()
@@ -58,7 +64,7 @@ class AuthServicer(AuthServiceBase):
             edge_id = await self._greet(request_iterator)
         except StewardError as error:
             await abort(context, error)
-        stream = _EdgeStream(self._authority, request_iterator)
+        stream = _EdgeStream(self._authority, request_iterator, self._tracing)
         self._streams.add(stream)
         # Also when the call is cancelled while this generator is suspended at a yield.
         context.add_done_callback(partial(self._over, stream))  # type: ignore[arg-type]
@@ -119,8 +125,12 @@ class _EdgeStream:
     """One edge: its reader, and what waits to be sent to it, in order."""
 
     def __init__(
-        self, authority: Authority, requests: AsyncIterator[pb.HoldAuthStreamRequest]
+        self,
+        authority: Authority,
+        requests: AsyncIterator[pb.HoldAuthStreamRequest],
+        tracing: Tracing,
     ) -> None:
+        self._tracing = tracing
         self.outbox: Outbox[pb.AuthAnswer | pb.UserRevoked] = Outbox(OUTBOX_LIMIT)
         self.refusal: StewardError | None = None
         self._authority = authority
@@ -157,10 +167,15 @@ class _EdgeStream:
                 Reason.PROTOCOL_VIOLATION, f"at most {MAX_QUESTIONS} questions in a batch"
             )
         questions = [question_of(message) for message in batch.questions]
+        began_ns = time.time_ns()
         answers = await self._authority.answer(questions)
         # No await between the answers and the outbox: see `auth_service.host`.
         for message, answer in zip(batch.questions, answers, strict=True):
             self.outbox.put(answer_message(message.request_id, answer))
+            if trace := message.traceparent:
+                failed = isinstance(answer, StewardError) and answer.row.is_fault
+                record = self._tracing.record
+                record(AUTH_VALIDATE, trace, began_ns, {}, failed=failed, kind=Kind.SERVER)
 
     def _push(self, user: UserKey, issued_before_ms: int) -> None:
         try:

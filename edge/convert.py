@@ -20,6 +20,7 @@ from edge.core.commands import (
     Refused,
     SubmitInput,
     SubmitMessage,
+    TraceAnnounced,
 )
 from steward.errors import Reason, StewardError
 from steward.model.identity import Identity
@@ -98,7 +99,7 @@ def command_to_proto(command: EdgeCommand) -> agent_service_pb2.EdgeCommand:
             proto.detach.SetInParent()
         case AnnounceClient(client_id):
             proto.announce_client.client_id = client_id
-        case SubmitMessage(id, content, thread_id, agent, overlap):
+        case SubmitMessage(id, content, thread_id, agent, overlap, _):
             message = proto.submit_message
             message.id = id
             message.content = content
@@ -153,6 +154,19 @@ def _answer_body_of(proto: agent_service_pb2.Answer) -> AnswerBody:
             )
         case _:
             return Refused(Reason.INTERNAL, "an answer of a later version")
+
+
+def traces_of(protos: Iterable[agent_service_pb2.EventTrace]) -> list[TraceAnnounced]:
+    """Which events are sampled."""
+    return [
+        TraceAnnounced(
+            proto.channel,
+            None if proto.channel else user_of(proto.user),
+            proto.sequence,
+            proto.traceparent,
+        )
+        for proto in protos
+    ]
 
 
 def deliveries_of(protos: Iterable[agent_service_pb2.Delivery]) -> list[Delivery]:

@@ -1,5 +1,6 @@
 """`python -m registry_service`: the composition root of the registry."""
 
+import asyncio
 import gc
 import logging
 import os
@@ -7,6 +8,9 @@ import sys
 
 from prometheus_client import CollectorRegistry
 
+from registry_service.audit.mirror import AuditMirror
+from registry_service.audit.schema import Database
+from registry_service.census.rounds import Census, CensusConfig
 from registry_service.core.registry import Registry
 from registry_service.driver import RegistryDriver
 from registry_service.server import ALLOWED, RegistryServicer
@@ -19,9 +23,9 @@ from steward.rpc.keys import CONTROL_KEY, load_or_create_key
 from steward.rpc.roles import RoleVerifier
 from steward.runtime.service import EnvironmentUnusable, run
 from steward.telemetry.catalog import RegistryMetrics
-from steward.telemetry.lag import LagProbe
 from steward.telemetry.logs import configure, fields
 from steward.telemetry.otlp import make_tracing
+from steward.telemetry.probes import ProcessProbes
 from steward.v1 import registry_service_pb2_grpc
 
 STOP_GRACE_S = 1.0
@@ -41,8 +45,9 @@ class RegistryService:
         self._settings = settings
         self._catalog = RegistryMetrics(self.metrics)
         self._driver: RegistryDriver | None = None
-        self._lag = LagProbe(self._catalog.loop_lag)
+        self._probes = ProcessProbes(self._catalog)
         self._serving = False
+        self._audit: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         settings = self._settings
@@ -53,7 +58,8 @@ class RegistryService:
         driver = RegistryDriver(machine, store, TcpDialer(), self._catalog, clock)
         await driver.start()
         self._driver = driver
-        servicer = RegistryServicer(driver, settings.cluster, self._catalog, self._tracing)
+        census = Census(driver, self._catalog, CensusConfig(interval_ms=settings.census_ms))
+        servicer = RegistryServicer(driver, settings.cluster, self._catalog, self._tracing, census)
         self._server = make_server(
             RoleVerifier(key, settings.cluster), ALLOWED, servicer.notice_foreign
         )
@@ -64,7 +70,14 @@ class RegistryService:
         except RuntimeError:
             raise EnvironmentUnusable(f"port {address} can't be used; choose another") from None
         await self._server.start()
-        self._lag.start()
+        self._census = asyncio.create_task(census.run(), name="registry-census")
+        if settings.audit:
+            database = Database(settings.audit, settings.audit_pooled)
+            mirror = AuditMirror(
+                database, settings.cluster, driver.store, driver.tails, settings.audit_days
+            )
+            self._audit = asyncio.create_task(mirror.run(), name="registry-audit")
+        self._probes.start()
         self._serving = True
 
     def unready(self) -> str | None:
@@ -73,14 +86,21 @@ class RegistryService:
     async def failed(self) -> None:
         assert self._driver is not None
         cause = await self._driver.failed()
-        _log.error("the registry ends", extra=fields(cause=cause))
+        _log.error(
+            "the registry ends", extra=fields(cause=cause, do="mend the cause; start it again")
+        )
 
     async def stop(self) -> None:
         """Stop the machine before the streams: their end must not look like nodes that died."""
         self._serving = False
-        self._lag.stop()
+        self._probes.stop()
         driver, self._driver = self._driver, None
         if driver is not None:
+            self._census.cancel()
+            await asyncio.wait({self._census})
+            if self._audit is not None:
+                self._audit.cancel()
+                await asyncio.wait({self._audit})
             await driver.stop()
             await self._server.stop(STOP_GRACE_S)
             self._tracing.close()

@@ -259,6 +259,17 @@ def fenced_out(fenced: effects.NodeFenced) -> registry_service_pb2.NodeFenced:
     return registry_service_pb2.NodeFenced(node_id=node_id, node_rev=node_rev, cause=fenced.cause)
 
 
+def holdings_question(asked: effects.AskHoldings) -> registry_service_pb2.AskHoldings:
+    return registry_service_pb2.AskHoldings(question=asked.question, buckets=asked.buckets)
+
+
+def fences_question(asked: effects.AskFences) -> registry_service_pb2.AskFences:
+    after = user_out(asked.after) if asked.after is not None else None
+    return registry_service_pb2.AskFences(
+        question=asked.question, users=[user_out(user) for user in asked.users], after=after
+    )
+
+
 def node_response(message: effects.Message) -> registry_service_pb2.HoldNodeSessionResponse:
     """A message to a node, ready for its stream."""
     response = registry_service_pb2.HoldNodeSessionResponse
@@ -304,6 +315,10 @@ def node_response(message: effects.Message) -> registry_service_pb2.HoldNodeSess
             return response(members=registry_service_pb2.ClusterMembers(node_ids=node_ids))
         case effects.AskLogHead():
             return response(ask_log_head=registry_service_pb2.AskLogHead())
+        case effects.AskHoldings():
+            return response(ask_holdings=holdings_question(message))
+        case effects.AskFences():
+            return response(ask_fences=fences_question(message))
         case _:
             raise TypeError(f"{type(message).__name__} is no message to a node")
 
@@ -328,6 +343,8 @@ def edge_response(message: effects.Message) -> registry_service_pb2.HoldEdgeSess
         case effects.EvictSessions(user, cause):
             evicted = registry_service_pb2.UserEvicted(user=user_out(user), cause=cause)
             return response(evicted=evicted)
+        case effects.AskHoldings():
+            return response(ask_holdings=holdings_question(message))
         case effects.AskConnections(question, users):
             asked = registry_service_pb2.AskConnections(
                 question=question, users=[user_out(user) for user in users]

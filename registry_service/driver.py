@@ -56,14 +56,14 @@ from registry_service.core.transactions import (
     TermLost,
 )
 from registry_service.recorder import ViolationRecorder
-from registry_service.store.port import PlacementStore, StoreFailed
+from registry_service.store.port import LeadershipOver, PlacementStore, StoreFailed
 from registry_service.uplink import Dialer
 from registry_service.watch import Tails
 from steward.model.keys import NodeIncarnation
 from steward.model.placement import Placement
 from steward.model.violations import Severity, Violation
 from steward.telemetry.catalog import RegistryMetrics
-from steward.telemetry.logs import fields
+from steward.telemetry.logs import BUG, fields
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ class RegistryDriver:
         self.recorder = ViolationRecorder(store, self._committed)
         self._dialer = dialer
         self._metrics = _Counters(metrics)
+        metrics.waiting_commands.set_function(lambda: len(self._commands))
         self._clock = clock
         self._commands: deque[Command] = deque()
         self._peers: dict[PeerId, Peer] = {}
@@ -165,9 +166,13 @@ class RegistryDriver:
                 self._set_timer()
                 self._waker = asyncio.get_running_loop().create_future()
                 await self._waker
+        except LeadershipOver as over:
+            # It stood still, or etcd was away, for longer than its lease: nothing is wrong with it.
+            _log.warning("the registry says nothing more and ends: another may serve")
+            self._fail(str(over))
         except Exception:
             # A bug in the machine: its state can't be trusted, and the store holds the truth.
-            _log.exception("the registry machine failed")
+            _log.exception("the registry machine failed", extra=fields(do=BUG))
             self._fail("the registry machine failed")
 
     def _perform(self, effect: Effect) -> None:
@@ -196,8 +201,8 @@ class RegistryDriver:
                 self._fail(cause)
             case NodeUp(incarnation, address, resumed):
                 _log.info(
-                    "node resumed" if resumed else "node joined",
-                    extra=fields(**_node(incarnation), address=address),
+                    "node joined",
+                    extra=fields(**_node(incarnation), address=address, resumed=resumed),
                 )
             case NodeDraining(incarnation):
                 _log.info("node drains", extra=fields(**_node(incarnation)))
@@ -242,7 +247,11 @@ class RegistryDriver:
         error = done.exception()
         if error is not None:
             if not isinstance(error, StoreFailed):
-                _log.error("the store failed in a way that it should not", exc_info=error)
+                _log.error(
+                    "the store failed in a way that it should not",
+                    exc_info=error,
+                    extra=fields(do=BUG),
+                )
             self._fail(str(error))
             return None
         outcome = done.result()

@@ -9,11 +9,14 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
 from registry_service import convert
+from registry_service.census.asking import fences_in, holdings_in
+from registry_service.census.calls import checking, take_census
+from registry_service.census.rounds import Census
 from registry_service.connections import Connections
 from registry_service.core.commands import (
     CloseEdgeSession,
@@ -39,12 +42,14 @@ from registry_service.core.effects import (
     Message,
     NodeDrained,
     NodeFencedByOperator,
+    NodeWelcome,
     PlacementFound,
     Refused,
     UserEvicted,
     UserMoved,
 )
 from registry_service.driver import RegistryDriver
+from registry_service.question import ask
 from registry_service.records import Records
 from registry_service.store.port import StoreFailed
 from steward.errors import Reason, StewardError
@@ -55,7 +60,9 @@ from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
 from steward.rpc.roles import ForeignCluster, Role
 from steward.rpc.status import abort
 from steward.telemetry.catalog import RegistryMetrics
-from steward.telemetry.tracing import Tracing
+from steward.telemetry.conventions import REGISTRY_RESOLVE
+from steward.telemetry.instruments import exemplar_of
+from steward.telemetry.tracing import Kind, Tracing
 from steward.v1 import registry_service_pb2, registry_service_pb2_grpc
 
 _SERVICE = "/steward.v1.RegistryService/"
@@ -79,6 +86,8 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
     _SERVICE + "WatchViolations": frozenset({Role.OPERATOR}),
     _SERVICE + "WatchPlacements": frozenset({Role.OPERATOR}),
     _SERVICE + "ReadLedger": frozenset({Role.OPERATOR}),
+    _SERVICE + "TakeCensus": frozenset({Role.OPERATOR}),
+    _SERVICE + "CheckLedger": frozenset({Role.OPERATOR}),
 }
 """Who may call what; a method that is not here may be called by nobody."""
 
@@ -119,32 +128,21 @@ class _Stream:
         self.outbox.close()
 
 
-class _Call(Generic[MessageT]):
-    """The outgoing side of a unary call: one message."""
-
-    def __init__(self) -> None:
-        self.answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-
-    def deliver(self, message: Message) -> None:
-        if not self.answer.done():
-            self.answer.set_result(message)
-
-    def end(self) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(
-                StewardError(Reason.STORE_UNAVAILABLE, "the registry is stopping; try again")
-            )
-
-
 class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
     """One object serves all streams; what it knows is in the driver."""
 
     def __init__(
-        self, driver: RegistryDriver, cluster: str, metrics: RegistryMetrics, tracing: Tracing
+        self,
+        driver: RegistryDriver,
+        cluster: str,
+        metrics: RegistryMetrics,
+        tracing: Tracing,
+        census: Census | None = None,
     ) -> None:
         self._driver = driver
         self._records = Records(driver)
         self._connections = Connections()
+        self.census = census or Census(driver, metrics)
         self._cluster = cluster
         self._resolve_seconds = metrics.resolve_seconds
         self._tracing = tracing
@@ -165,13 +163,27 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         peer = self._driver.connect(stream)
         self._driver.submit(OpenNodeSession(peer, claim))
 
-        def command(request: registry_service_pb2.HoldNodeSessionRequest) -> Command:
+        def command(request: registry_service_pb2.HoldNodeSessionRequest) -> Command | None:
+            match request.WhichOneof("body"):
+                case "holdings":
+                    self.census.questions.answered(peer, holdings_in(request.holdings))
+                    return None
+                case "fences":
+                    self.census.questions.answered(peer, fences_in(request.fences))
+                    return None
             return convert.node_command(peer, request)
+
+        def response(message: Message) -> registry_service_pb2.HoldNodeSessionResponse:
+            if isinstance(message, NodeWelcome):
+                # Not before: who asks for a name that is in use must not take its place here.
+                self.census.nodes.opened(claim.node_id, peer, stream.deliver)
+            return convert.node_response(message)
 
         end = StreamEnd.RESET
         try:
-            end = await self._hold(context, stream, command, convert.node_response)
+            end = await self._hold(context, stream, command, response)
         finally:
+            self.census.node_closed(claim.node_id, peer)
             self._driver.disconnect(peer)
             self._driver.submit(CloseNodeSession(peer, end))
         if stream.error is not None:
@@ -193,9 +205,13 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         traced: dict[int, tuple[int, list[str]]] = {}
 
         def command(request: registry_service_pb2.HoldEdgeSessionRequest) -> Command | None:
-            if request.WhichOneof("body") == "connections":
-                self._connections.answered(edge_id, peer, request.connections)
-                return None
+            match request.WhichOneof("body"):
+                case "connections":
+                    self._connections.answered(edge_id, peer, request.connections)
+                    return None
+                case "holdings":
+                    self.census.questions.answered(peer, holdings_in(request.holdings))
+                    return None
             made = convert.edge_command(peer, request)
             if isinstance(made, ResolveManagers):
                 asked[made.request_id] = time.perf_counter()
@@ -208,17 +224,22 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
             if isinstance(message, ManagersResolved):
                 began = None if message.more else asked.pop(message.request_id, None)
                 if began is not None:
-                    self._resolve_seconds.observe(time.perf_counter() - began)
                     start_ns, traces = traced.pop(message.request_id, (0, []))
+                    exemplar = exemplar_of(traces[0]) if traces else None
+                    self._resolve_seconds.observe(time.perf_counter() - began, exemplar)
                     for trace in traces:
-                        self._tracing.record("registry.resolve", trace, start_ns, {})
+                        self._tracing.record(
+                            REGISTRY_RESOLVE, trace, start_ns, {}, kind=Kind.SERVER
+                        )
             return convert.edge_response(message)
 
         self._connections.opened(edge_id, peer, stream.deliver)
+        self.census.edges.opened(edge_id, peer, stream.deliver)
         try:
             await self._hold(context, stream, command, response)
         finally:
             self._connections.closed(edge_id, peer)
+            self.census.edge_closed(edge_id, peer)
             self._driver.disconnect(peer)
             self._driver.submit(CloseEdgeSession(peer))
         if stream.error is not None:
@@ -295,12 +316,8 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> MessageT:
         """Submit a command and wait for its one answer; ends the call when there is none."""
-        call = _Call[MessageT]()
-        peer = self._driver.connect(call)
         try:
-            self._driver.submit(command(peer))
-            async with asyncio.timeout(timeout_s):
-                answer = await call.answer
+            answer = await ask(self._driver, command, timeout_s)
             if isinstance(answer, Refused):
                 raise StewardError(answer.reason, answer.message)
             if not isinstance(answer, kind):
@@ -312,8 +329,6 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
             )
         except StewardError as error:
             await abort(context, error)
-        finally:
-            self._driver.disconnect(peer)
 
     async def ResolveManagers(
         self, request: registry_service_pb2.ResolveManagersRequest, context: Any
@@ -435,6 +450,18 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         self, request: registry_service_pb2.ReadLedgerRequest, context: Any
     ) -> registry_service_pb2.ReadLedgerResponse:
         return await _or_abort(context, self._records.read_ledger(request))
+
+    # The census
+
+    async def TakeCensus(
+        self, request: registry_service_pb2.TakeCensusRequest, context: Any
+    ) -> registry_service_pb2.TakeCensusResponse:
+        return await _or_abort(context, take_census(self.census, request))
+
+    async def CheckLedger(  # type: ignore[override]
+        self, _: registry_service_pb2.CheckLedgerRequest, context: Any
+    ) -> None:
+        await _watch(context, checking(self._driver.store, self.census))
 
     # Written with write on the context: a cancelled call then ends at once where it waits.
     async def WatchViolations(  # type: ignore[override]

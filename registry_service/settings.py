@@ -30,6 +30,12 @@ class RegistrySettings(ServiceSettings):
     store_key: Path | None = setting(None, help="File of the private key of `store_cert`.")
     store_user: str = setting("", help="User of etcd; empty: no authentication.")
     store_password: str = setting("", help="Password of `store_user`.", secret=True)
+    store_lease_s: int = setting(
+        5,
+        help="After what time another registry on etcd serves when this one is killed; one that is"
+        " stopped is followed at once. 2 to 60.",
+        unit="s",
+    )
 
     ttl_ms: int = setting(
         5_000, help="Lease of a node: fenced after this long without a renewal.", unit="ms"
@@ -54,9 +60,23 @@ class RegistrySettings(ServiceSettings):
         help="Raise the generation of epochs to this at the start, and let all nodes join anew; "
         "for a restore that the registry can't see by itself. 0 to 31.",
     )
+    census_ms: int = setting(
+        5_000,
+        help="Time between two censuses of who holds and is attached to whom; 0: only when asked.",
+        unit="ms",
+    )
     kept_violations: int = setting(
         100_000, help="Recorded violations that are kept; the oldest refusals go.", unit="rows"
     )
+    audit: str = setting(
+        "",
+        help="postgresql://… where the ledger and all violations are copied to. Empty: nowhere.",
+        secret=True,
+    )
+    audit_pooled: bool = setting(
+        False, help="The audit's database is behind PgBouncer in transaction mode."
+    )
+    audit_days: float = setting(0.0, help="How long the copies are kept; 0: for ever.", unit="d")
 
     def name(self) -> str:
         """The id of this process; `registry` unless set."""

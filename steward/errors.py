@@ -58,6 +58,11 @@ class ErrorRow:
     retry: bool
     client_does: str
 
+    @property
+    def is_fault(self) -> bool:
+        """Whether it is the cluster's doing, not that of who asked."""
+        return self.http_status is None or self.http_status >= 500
+
 
 def _row(
     reason: Reason,

@@ -19,12 +19,16 @@ class WriteAppend(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """Stored events, consecutive from `first`, for these edges."""
+    """Stored events, consecutive from `first`, for these edges.
+
+    `traces`: of those whose trace is sampled, the sequence and the context that they were made in.
+    """
 
     edges: tuple[EdgeId, ...]
     first: Sequence
     last: Sequence
     payloads: tuple[bytes, ...]
+    traces: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ do not change within a run; only ids that clients chose are escaped, once per ru
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import orjson
 
@@ -15,10 +16,15 @@ from steward.model.verbs import EventType
 
 TITLE_CHARS = 80
 
+_TYPES: Final = {type: type.encode() for type in EventType}
+
 
 @dataclass(frozen=True, slots=True)
 class RunEnvelope:
-    """The part of an event's text that is the same for a whole run."""
+    """The parts of an event's text that are the same for a whole run.
+
+    `head` goes before the time, `trace` between it and the data.
+    """
 
     thread_id: ThreadId
     head: bytes
@@ -37,12 +43,14 @@ def run_envelope(thread_id: ThreadId, run_id: RunId, agent: str, traceparent: st
 class EventEncoder:
     """Encodes the events of one manager: one stream under one epoch."""
 
-    __slots__ = ("_epoch", "_stamps", "_stream", "_suffix")
+    __slots__ = ("_behind", "_between", "_stamps", "_stream", "_suffix")
 
     def __init__(self, stream_id: StreamId, epoch: Epoch) -> None:
         self._stream = kept_json(stream_id)
-        self._epoch = epoch
         self._suffix = f"{epoch:x}-{stream_id[:12]}"
+        # What does not change between two sequences, and behind the second one.
+        self._between = b',"epoch":%d,"event_id":"e' % epoch
+        self._behind = b'-%b",' % self._suffix.encode()
         self._stamps = StampCache()
 
     def run_id(self, sequence: Sequence) -> RunId:
@@ -63,15 +71,14 @@ class EventEncoder:
     ) -> bytes:
         """The text of one event. Without an envelope it belongs to no run, and `trace` is given."""
         return (
-            b'{"type":"%b","stream_id":%b,"sequence":%d,"epoch":%d,"event_id":"e%d-%b",'
-            b'%b"time":"%b","trace":%b,"data":%b}'
+            b'{"type":"%b","stream_id":%b,"sequence":%d%b%d%b%b"time":"%b","trace":%b,"data":%b}'
             % (
-                type.encode(),
+                _TYPES[type],
                 self._stream,
                 sequence,
-                self._epoch,
+                self._between,
                 sequence,
-                self._suffix.encode(),
+                self._behind,
                 envelope.head if envelope else b"",
                 self._stamps.text(wall_ms).encode(),
                 envelope.trace if envelope else trace,

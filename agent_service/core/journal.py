@@ -48,19 +48,23 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """Raise the fence of a user to `epoch` for one manager object (`activation`, random)."""
+    """Raise the fence of a user to `epoch` for one manager object (`activation`, random).
+
+    `traceparent`: of who waits for it, if that is sampled.
+    """
 
     user: UserKey
     epoch: Epoch
     activation: str
+    traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """Events and records of one user, for one atomic write.
 
     `append_number` counts the appends of one activation from 1. A repeat with the
     number of the last committed append is answered as committed, and writes nothing.
+    `traces`: of the events whose trace is sampled, the sequence and their context.
     """
 
     user: UserKey
@@ -69,6 +73,7 @@ class Append:
     expected_sequence: Sequence
     events: tuple[StoredEvent, ...]
     records: tuple[Record, ...]
+    traces: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

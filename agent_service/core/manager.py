@@ -218,11 +218,15 @@ class Manager:
         """Take one step. After the end every command is ignored and the effects are empty."""
         if self.over:
             return []
-        if self._let_go and not isinstance(command, FinishAppend | Fence):
+        if isinstance(command, FinishAppend):
+            return self._finish(now_ms, wall_ms, command)
+        if self._let_go and not isinstance(command, Fence):
             return self._turn_away(command)
         match command:
-            case FinishAppend():
-                return self._finish(now_ms, wall_ms, command)
+            case ApplyVerbs(verbs) if not self._held:
+                rest = self._runs.apply(wall_ms, verbs)
+                if rest:
+                    self._held.append(ApplyVerbs(rest))
             case AttachEdge():
                 return [*self._attach(command), *self._proceed(now_ms, wall_ms)]
             case DetachEdge():
@@ -441,7 +445,9 @@ class Manager:
         if leaving is not None and not self._let_go:
             if self._runs.at_rest or now_ms >= leaving.until_ms:
                 self._write_last(wall_ms, leaving)
-        return self._close_if_ended(self._out.flush())
+        effects = self._out.flush()
+        self._close_if_ended(effects)
+        return effects
 
     def _write_last(self, wall_ms: int, leaving: Release | HandOff) -> None:
         handoff = isinstance(leaving, HandOff)
@@ -454,7 +460,9 @@ class Manager:
         self._runs.cancel_all(wall_ms)
         self._write_end(wall_ms, EVICTED)
         self._out.then(EndManager(NO_FENCE, Reason.USER_EVICTED, command.cause))
-        return self._close_if_ended(self._out.flush())
+        effects = self._out.flush()
+        self._close_if_ended(effects)
+        return effects
 
     def _write_end(self, wall_ms: int, released: str) -> None:
         # Edges hear that the manager is lost; they keep what was not answered, and send it again.
@@ -488,24 +496,24 @@ class Manager:
             case _:
                 return self._end_manager(NO_FENCE, Reason.EPOCH_STALE, "append conflict")
         flight = self._out.landed()
-        effects: list[Effect] = []
+        effects = flight.effects
         if flight.events and self._edges:
-            payloads = tuple(event.payload for event in flight.events)
-            effects.append(Deliver(tuple(self._edges), flight.first, flight.last, payloads))
-        effects.extend(flight.effects)
-        ended = self._close_if_ended(effects)
-        if self.over:
-            return ended
-        ended.extend(self._proceed(now_ms, wall_ms))
-        self._take_held(now_ms, wall_ms)
-        ended.extend(self._proceed(now_ms, wall_ms))
-        return ended
+            payloads = tuple([event.payload for event in flight.events])
+            effects.insert(0, Deliver(tuple(self._edges), flight.first, flight.last, payloads))
+        if self._close_if_ended(effects):
+            return effects
+        effects += self._proceed(now_ms, wall_ms)
+        if self._held:
+            self._take_held(now_ms, wall_ms)
+            effects += self._proceed(now_ms, wall_ms)
+        return effects
 
-    def _close_if_ended(self, effects: list[Effect]) -> list[Effect]:
+    def _close_if_ended(self, effects: list[Effect]) -> bool:
+        """Whether this manager is over now, since its end is among `effects`."""
         for effect in effects:  # With each step: twice as fast as a generator.
             if type(effect) is EndManager:
                 self.over = True
-        return effects
+        return self.over
 
     def _end_manager(self, fence: Epoch, reason: Reason, cause: str) -> list[Effect]:
         """Over at once: what waited is not released, since nothing of it is known to be stored."""

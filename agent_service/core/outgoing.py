@@ -43,6 +43,7 @@ class Outgoing:
         "_user",
         "committed",
         "flight",
+        "full",
         "next",
     )
 
@@ -58,11 +59,8 @@ class Outgoing:
         self._records: list[Record] = []
         self._after: list[Effect] = []
         self._size = 0
-
-    @property
-    def full(self) -> bool:
+        self.full = False
         """Whether the collecting append should take nothing more."""
-        return self._size >= FULL_APPEND_BYTES
 
     @property
     def collected(self) -> int:
@@ -73,11 +71,13 @@ class Outgoing:
         """Add the event that was encoded with the sequence `next`."""
         self.next = Sequence(self.next + 1)
         self._size += len(event.payload)
+        self.full = self._size >= FULL_APPEND_BYTES
         self._events.append(event)
         self._types.append(type)
 
     def record(self, record: Record) -> None:
         self._size += len(record.value)
+        self.full = self._size >= FULL_APPEND_BYTES
         self._records.append(record)
 
     def then(self, effect: Effect) -> None:
@@ -99,6 +99,7 @@ class Outgoing:
         self.flight = Flight(self._number, first, events, effects)
         self._events, self._types, self._records = [], [], []
         self._size = 0
+        self.full = False
         return [WriteAppend(append, types)]
 
     def landed(self) -> Flight:
@@ -107,6 +108,5 @@ class Outgoing:
         if flight is None:
             raise RuntimeError("no append is in flight")
         self.flight = None
-        if flight.events:
-            self.committed = flight.last
+        self.committed = flight.last
         return flight

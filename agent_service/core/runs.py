@@ -146,26 +146,28 @@ class Runs:
 
     def apply(self, wall_ms: int, verbs: tuple[Verb, ...]) -> tuple[Verb, ...]:
         """Apply verbs up to a full append; returns those that are left."""
-        acknowledged: dict[RunKey, int] = {}
+        # The last of each run that was taken.
+        acknowledged: dict[RunId, Verb] = {}
         taken = 0
         for verb in verbs:
             if self._writer.full:
                 break
             taken += 1
-            run = self._state.runs.get(verb.key.run_id)
-            if run is None or verb.key.epoch != self._epoch or not run.started or run.stopped:
+            _, epoch, run_id = verb.key
+            run = self._state.runs.get(run_id)
+            if run is None or epoch != self._epoch or not run.started or run.stopped:
                 continue  # Of a run that was ended, or of another manager's execution.
             if self._leaving and self._cuts(run, verb):
                 self._salvage(wall_ms, run, verb)
             elif verb.number == run.verbs + 1:  # Else a repeat; numbers have no gaps.
                 run.verbs = verb.number
-                acknowledged[verb.key] = verb.number
+                acknowledged[run_id] = verb
                 self._take(wall_ms, run, verb)
             if self._leaving:
                 self._stop_at_boundary(run)
-        for key, number in acknowledged.items():
-            self._writer.then(AcknowledgeVerbs(VerbsAcknowledged(key, number)))
-        return verbs[taken:]
+        for verb in acknowledged.values():
+            self._writer.then(AcknowledgeVerbs(VerbsAcknowledged(verb.key, verb.number)))
+        return verbs[taken:] if taken < len(verbs) else ()
 
     def _take(self, wall_ms: int, run: RunState, verb: Verb) -> None:
         match verb:

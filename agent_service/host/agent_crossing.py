@@ -24,6 +24,12 @@ items a second it is the messages which fill the machine, not the items. A milli
 a commit and its way there and back take.
 """
 
+BUSY = 4
+"""After a batch of so many the receiver looks again by itself, `PACE_S` later: with a wake-up less
+for each batch, and with twice as many in it."""
+
+PACE_S = 0.002
+
 ENOUGH = 32
 """So many items have company: they cross at once. Half of the window of a run, which is on its way
 while the other half is filled."""
@@ -50,6 +56,7 @@ class Crossing(Generic[Item]):
         "_hurried",
         "_items",
         "_loop",
+        "_paced",
         "_timer",
         "_waiting",
     )
@@ -67,6 +74,8 @@ class Crossing(Generic[Item]):
         self._waiting = 0
         self._timer: asyncio.TimerHandle | None = None
         self._drained_at = 0.0
+        # Whether what comes is held at all.
+        self._paced = False
         # Its own: context variables of one side (whose run is this?) mean nothing on the other.
         self._context = contextvars.copy_context()
 
@@ -118,6 +127,7 @@ class Crossing(Generic[Item]):
         self._waiting -= 1
 
     def _arrive(self) -> None:
+        self._paced = True
         if self._hurried:
             return  # Taken at once, behind this.
         wait_s = self._drained_at + HOLD_S - time.monotonic()
@@ -136,12 +146,16 @@ class Crossing(Generic[Item]):
             self._awake = self._hurried = True
             self._loop.call_soon(self._drain, context=self._context)
         if self._items:
-            self._take(MOST_AT_ONCE)
+            taken = self._take(MOST_AT_ONCE)
+            if taken >= BUSY and self._paced and self._timer is None and not self._hurried:
+                self._awake = True
+                self._timer = self._loop.call_later(PACE_S, self._drain, context=self._context)
 
-    def _take(self, most: int) -> None:
+    def _take(self, most: int) -> int:
         self._drained_at = time.monotonic()
         items = self._items
         batch: list[Item] = []
         while items and len(batch) < most:
             batch.append(items.popleft())
         self._consume(batch)
+        return len(batch)

@@ -29,6 +29,7 @@ from steward.model.verbs import (
     RunStart,
     Verb,
 )
+from steward.telemetry.logs import fields
 
 WINDOW = 64
 WINDOW_BYTES = 4 * 1024 * 1024
@@ -101,7 +102,7 @@ class AgentExecution:
             for step_id, value in steps:
                 number = self._take_number(len(value))
                 self._put(RecordStep(self.key, number, step_id, value))
-        else:
+        elif self.over or self._room_waiters or not self._has_room(size, 1):
             await self._enter(size)
         number = self._take_number(size)
         self._put(EmitEvent(self.key, number, type, data, tool_call_id, state))
@@ -256,7 +257,10 @@ class AgentExecution:
         left = {task for task in self.tasks if task is not self.main}
         if not left:
             return
-        _log.info("run %s ended and left %d tasks, which are cancelled", self.key.run_id, len(left))
+        _log.info(
+            "a run ended and left tasks, which are cancelled",
+            extra=fields(run=self.key.run_id, tasks=len(left)),
+        )
         for task in left:
             task.cancel()
         await asyncio.wait(left, timeout=LEAK_GRACE_S)
@@ -331,24 +335,28 @@ class AgentExecution:
     def _log_failure(self, error: BaseException) -> None:
         # Where it happened, not what it says: a message may hold what a user wrote.
         _log.warning(
-            "run %s of agent %s failed: %s\n%s",
-            self.key.run_id,
-            self._agent.name,
-            type(error).__name__,
-            "".join(traceback.format_tb(error.__traceback__)).rstrip(),
+            "a run failed",
+            extra=fields(
+                run=self.key.run_id,
+                agent=self._agent.name,
+                error=type(error).__name__,
+                where="".join(traceback.format_tb(error.__traceback__)).rstrip(),
+                trace=self.start.traceparent,
+            ),
         )
 
     def _log_unmet(self, recorder: Recorder) -> None:
         unmet = recorder.unmet_calls
         if unmet:
             _log.warning(
-                "attempt %d of run %s of agent %s is not what an earlier one was: it did not come "
-                "to %d tool calls that are in the stream, first %s",
-                self.start.attempt,
-                self.key.run_id,
-                self._agent.name,
-                len(unmet),
-                unmet[0],
+                "an attempt did not come to all tool calls that an earlier one made",
+                extra=fields(
+                    run=self.key.run_id,
+                    agent=self._agent.name,
+                    attempt=self.start.attempt,
+                    calls=len(unmet),
+                    first=unmet[0],
+                ),
             )
 
 

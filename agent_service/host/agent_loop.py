@@ -23,6 +23,7 @@ from agent_service.host.agent_watchdog import AgentWatchdog
 from steward.agent.loading import AgentCatalog
 from steward.model.verbs import EmitEvent, RunKey, RunStart, Verb, VerbsAcknowledged
 from steward.telemetry.catalog import AgentMetrics
+from steward.telemetry.logs import fields
 
 CANCEL_GRACE_S = 5.0
 MAX_THREADS = 64
@@ -136,7 +137,10 @@ class AgentLoop:
         self._watching.cancel()
         await asyncio.wait({self._watching})
         if not self._ended.done():
-            _log.warning("agent code did not end within %.1f s; its thread is left behind", grace_s)
+            _log.warning(
+                "agent code did not end in time; its thread is left behind",
+                extra=fields(grace_s=grace_s),
+            )
 
     def _receive(self, items: list[Verb | RunSilenced]) -> None:
         """On the host's loop: what the agent loop put, in order."""
@@ -190,7 +194,9 @@ class AgentLoop:
                     self._loop.run_forever()
                 except BaseException as error:
                     # SystemExit and KeyboardInterrupt of a task pass through the loop.
-                    _log.warning("agent code raised %s; ignored", type(error).__name__)
+                    _log.warning(
+                        "agent code raised; ignored", extra=fields(error=type(error).__name__)
+                    )
             self._close_loop()
         finally:
             try:
@@ -212,7 +218,9 @@ class AgentLoop:
         try:
             self._loop.run_until_complete(task)
         except BaseException as error:
-            _log.warning("agent code raised %s while it was ended", type(error).__name__)
+            _log.warning(
+                "agent code raised while it was ended", extra=fields(error=type(error).__name__)
+            )
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:

@@ -16,6 +16,7 @@ from agent_service.host.agent_threads import AgentThreads
 from steward.agent.loading import AgentCatalog
 from steward.model.verbs import RunKey, RunStart, Verb, VerbsAcknowledged
 from steward.telemetry.catalog import AgentMetrics
+from steward.telemetry.logs import fields
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +98,10 @@ class AgentRuns:
 
     def _start(self, start: RunStart) -> None:
         if start.key in self._runs or self._stopping:
-            _log.warning("run %s is not started: active already, or stopping", start.key.run_id)
+            _log.warning(
+                "a run is not started: active already, or stopping",
+                extra=fields(run=start.key.run_id),
+            )
             return
         agent = self._catalog.get(start.agent)
         run = AgentExecution(
@@ -140,9 +144,9 @@ class AgentRuns:
         if run.abandon():
             self._abandoned.inc()
             _log.warning(
-                "run %s was cancelled and its code did not end within the grace; it is abandoned "
-                "and can do nothing any more",
-                run.key.run_id,
+                "a run was cancelled and its code did not end in time; it is abandoned and can do "
+                "nothing any more",
+                extra=fields(run=run.key.run_id),
             )
 
     def _make_task(
@@ -165,7 +169,9 @@ class AgentRuns:
         # Where it happened, not what it says: a message may hold what a user wrote.
         error = context.get("exception")
         _log.warning(
-            "%s (%s)",
-            context.get("message", "agent code left an error unhandled"),
-            type(error).__name__ if error is not None else "no exception",
+            "agent code left an error unhandled",
+            extra=fields(
+                what=context.get("message", ""),
+                error=type(error).__name__ if error is not None else "",
+            ),
         )

@@ -13,6 +13,7 @@ import time
 import traceback
 
 from steward.telemetry.catalog import AgentMetrics
+from steward.telemetry.logs import fields
 
 PERIOD_S = 0.25
 BLOCKED_S = 1.0
@@ -44,16 +45,15 @@ class AgentWatchdog:
             done, _ = await asyncio.wait({answered}, timeout=BLOCKED_S)
             if not done:
                 _log.warning(
-                    "agent code blocks the agent loop for more than %.0f s (%s); make it async, or "
-                    "a plain def\n%s",
-                    BLOCKED_S,
-                    self._current_task(),
-                    self._stack(),
+                    "agent code blocks the agent loop; make it async, or a plain def",
+                    extra=fields(
+                        blocked_s=BLOCKED_S, run=self._current_task(), where=self._stack()
+                    ),
                 )
             lag = await answered
             self._lag.observe(lag)
             if not done:
-                _log.warning("the agent loop goes on after %.1f s", lag)
+                _log.warning("the agent loop goes on", extra=fields(blocked_s=round(lag, 1)))
             await asyncio.sleep(PERIOD_S)
 
     @staticmethod

@@ -7,7 +7,8 @@ Guarantees: commands of a stale epoch are refused and reported; a manager that e
 never made again under its epoch (its placement is given back); effects are carried out in order.
 A log that fails for good ends the process through `failed`. Once it knows that this
 incarnation is over (`fence`, or that the process stood still for longer than its lease, which
-is asked before each step), nothing goes out any more: no bytes, no append, no tool.
+is asked before each step or batch of steps, and again before what they led to leaves), nothing
+goes out any more: no bytes, no append, no tool.
 It does not decide who owns a user.
 """
 
@@ -15,7 +16,6 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -32,7 +32,7 @@ from agent_service.core.commands import (
     SubmitMessage,
 )
 from agent_service.core.effects import EndManager
-from agent_service.core.grants import Grant, GrantBook, GrantRefused
+from agent_service.core.grants import GrantRefused
 from agent_service.core.journal import Fenced, Seal
 from agent_service.core.manager import UNCERTAIN, Manager
 from agent_service.core.policy import ManagerPolicy
@@ -40,11 +40,15 @@ from agent_service.host.activation import Activation, Departure, make_manager
 from agent_service.host.appends import Appends
 from agent_service.host.change import Change
 from agent_service.host.edges import EdgeCommand, EdgeStreams
+from agent_service.host.granted import Granted
+from agent_service.host.holdings import Holdings
+from agent_service.host.neighbours import Neighbours
 from agent_service.host.performing import Performer
 from agent_service.host.ports import EdgePort, RegistryPort, RunPort, ViolationPort
 from agent_service.host.run_starts import RunStarts
 from agent_service.host.spans import HostSpans
 from agent_service.host.standstill import Standstill
+from agent_service.host.turn import Turn
 from agent_service.host.unneeded import UnneededManagers
 from agent_service.log.port import EventLog, LogFailed
 from steward.errors import Reason, StewardError
@@ -54,8 +58,9 @@ from steward.model.verbs import Verb
 from steward.model.violations import Violation, ViolationKind
 from steward.runtime.clock import boot_ms, wall_ms
 from steward.telemetry.catalog import AgentMetrics
-from steward.telemetry.logs import fields
-from steward.telemetry.tracing import Tracing
+from steward.telemetry.instruments import exemplar_of
+from steward.telemetry.logs import BUG, fields
+from steward.telemetry.tracing import Tracing, is_sampled
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +73,6 @@ HANDOFF_MS = 10_000
 MOST_WAITING_COMMANDS = 256
 """Commands of one user that may wait for its manager; the edge repeats what is refused."""
 
-MOST_GONE = 10_000
 NO_EPOCH = Epoch(0)
 OwnedUser = tuple[UserKey, Epoch]
 
@@ -90,17 +94,27 @@ class ManagerHost:
         """`handoff_ms`: how long open tool calls may hold a manager that is to move."""
         self._log = log
         self._registry = registry
+        self._granted = Granted(registry)
         self._policy = policy
         self._metrics = metrics
-        self._tracing = tracing
         self._violations = violations
         self._handoff_ms = handoff_ms
         self._spans = HostSpans(tracing)
-        self._runs = RunStarts(log, self._handle, self._fail)
+        self._turn = Turn(self.is_silent)
+        appends = Appends(
+            log,
+            metrics,
+            self._turn,
+            self.is_silent,
+            self._spans.telling(self._step),
+            self._append_refused,
+            self._fail,
+        )
+        self._runs = RunStarts(log, self._turn, self._handle, self._fail)
         self._edges = EdgeStreams()
         self._change = Change()
         self._performer = Performer(
-            Appends(log, metrics, self._handle, self._append_refused, self._fail),
+            appends,
             self._edges,
             self._runs,
             self._spans,
@@ -110,15 +124,11 @@ class ManagerHost:
         )
         self._unneeded = UnneededManagers()
         self._incarnation: NodeIncarnation | None = None
-        self._book: GrantBook | None = None
         self._live: dict[UserKey, Manager] = {}
         self._activations: dict[UserKey, Activation] = {}
         self._departures: dict[UserKey, asyncio.TimerHandle] = {}
-        # Epochs that were let go by plan: who comes late for one is no intruder.
-        self._gone: OrderedDict[UserKey, Epoch] = OrderedDict()
-        self._members: frozenset[NodeId] = frozenset()
-        # When nodes were last seen to leave, for the gaps of their users.
-        self._left: dict[str, int] = {}
+        self.holdings = Holdings(self.making)
+        self._neighbours = Neighbours()
         self._certain = True
         self._draining = False
         self._drained_by_ms: int | None = None
@@ -144,6 +154,10 @@ class ManagerHost:
         """Users who have a live manager here, with its epoch."""
         return [(user, manager.epoch) for user, manager in self._live.items()]
 
+    def making(self) -> list[OwnedUser]:
+        """Users whose manager is being made here, with its epoch."""
+        return [(user, activation.epoch) for user, activation in self._activations.items()]
+
     def is_silent(self) -> bool:
         """Whether nothing may go out any more. Asked by whoever has something in hand to send."""
         if not self.fenced.done() and self._standstill.too_long(boot_ms()):
@@ -162,19 +176,14 @@ class ManagerHost:
         With `lease_ms`, a process that stood still for longer fences itself.
         """
         self._incarnation = incarnation
-        self._book = GrantBook(incarnation)
+        self._granted.join(incarnation)
         if lease_ms:
             self._standstill.allow(boot_ms(), lease_ms)
             self._give_sign()
 
     def members(self, node_ids: Iterable[NodeId]) -> None:
         """The nodes that could take users over from this one, perhaps with this one among them."""
-        members, before = frozenset(node_ids), self._members
-        self._members = members
-        for node_id in before - members:
-            self._left[node_id] = boot_ms()
-            if len(self._left) > MOST_GONE:
-                del self._left[next(iter(self._left))]
+        self._neighbours.now(node_ids)
         self._change.notify()
 
     def granted(self, placements: Iterable[Placement], activate: bool = False) -> None:
@@ -182,11 +191,11 @@ class ManagerHost:
 
         `activate`: make their managers now; nobody may be connected who would ask.
         """
-        if self._book is None or self.is_silent():
+        if not self._granted.joined or self.is_silent():
             return
         for placement in placements:
             user, epoch = placement.user, placement.epoch
-            self._book.learn(placement)
+            self._granted.learn(placement)
             live = self._live.get(user)
             if live is not None and live.epoch < epoch:
                 self._handle(live, Fence(epoch))
@@ -253,7 +262,7 @@ class ManagerHost:
             self._edges.refuse(user, epoch, command, Reason.EPOCH_STALE, live.epoch)
         elif activation is not None and epoch < activation.epoch:
             self._edges.refuse(user, epoch, command, Reason.EPOCH_STALE, activation.epoch)
-        elif self._gone.get(user) == epoch:
+        elif self._granted.was_let_go(user, epoch):
             # It was moved or put away by plan, and the edge has not heard of it yet.
             self._edges.refuse(user, epoch, command, Reason.EPOCH_STALE, NO_EPOCH)
         elif not isinstance(command, AttachEdge):
@@ -275,12 +284,12 @@ class ManagerHost:
             return
         by_user: dict[UserKey, list[Verb]] = {}
         for verb in verbs:
-            self._spans.verb(verb)
             by_user.setdefault(verb.key.user, []).append(verb)
-        for user, mine in by_user.items():
-            live = self._live.get(user)
-            if live is not None:
-                self._handle(live, ApplyVerbs(tuple(mine)))
+        with self._turn:
+            for user, mine in by_user.items():
+                live = self._live.get(user)
+                if live is not None:
+                    self._step(live, ApplyVerbs(tuple(mine)))
 
     def construction_refused(self, how: str) -> None:
         """Somebody in this process tried to make a manager by hand; see `ConstructionWatch`."""
@@ -326,11 +335,11 @@ class ManagerHost:
     @property
     def _has_others(self) -> bool:
         own = self._incarnation.node_id if self._incarnation is not None else None
-        return any(node_id != own for node_id in self._members)
+        return self._neighbours.others(own)
 
     @property
     def _takes_managers(self) -> bool:
-        return self._book is not None and self._certain and not self._draining
+        return self._granted.joined and self._certain and not self._draining
 
     async def _moved_away(self, deadline: float) -> None:
         """Wait while the registry moves managers away; give up when it is quiet."""
@@ -348,8 +357,14 @@ class ManagerHost:
         if self.fenced.done():
             return
         self.fenced.set_result(cause)
-        told = fields(cause=cause, managers=len(self._live))
-        _log.error("this incarnation is over", extra=told)
+        _log.error(
+            "this incarnation is over",
+            extra=fields(
+                cause=cause,
+                managers=len(self._live),
+                do="nothing once: it is started again; if it comes often, see why it stood still",
+            ),
+        )
         self._edges.abort()
         self._runs.silence()
         for activation in self._activations.values():
@@ -434,23 +449,24 @@ class ManagerHost:
             case None:
                 pass  # Made and over again at once, or this node ends; the edge resolves anew.
             case _:
-                _log.error("a manager could not be made", exc_info=failure)
+                _log.error("a manager could not be made", exc_info=failure, extra=fields(do=BUG))
         if departure is not None:
             handoff = isinstance(departure, HandOff)
-            self._let_go(user, epoch, departure.cause, handoff=handoff, activate=False)
+            self._granted.let_go(user, epoch, departure.cause, handoff=handoff, activate=False)
         elif failure is not None and activation.granted:
             # The grant is spent: whoever comes next needs a new placement.
-            self._give_back(user, epoch, "activation failed")
+            self._granted.give_back(user, epoch, "activation failed")
         for command in activation.waiting:
             self._edges.refuse(user, epoch, command, reason, known)
 
     async def _make_manager(self, user: UserKey, activation: Activation, trace: str) -> None:
         started = time.monotonic()
-        started_ns = time.time_ns()
+        span = self._spans.activating(trace)
         epoch = activation.epoch
-        grant = await self._grant(user, epoch)
+        grant = await self._granted.take(user, epoch)
         activation.granted = True
-        sealed = await self._log.seal(Seal(user, epoch, secrets.token_hex(8)))
+        waiting = span.context if is_sampled(span.context) else ""
+        sealed = await self._log.seal(Seal(user, epoch, secrets.token_hex(8), waiting))
         if isinstance(sealed, Fenced):
             # Should the registry have lost its past, this is how it learns of it.
             self._registry.report_log_head(sealed.fence)
@@ -462,15 +478,14 @@ class ManagerHost:
             # A later placement was quicker: the seal is over already.
             raise StewardError(Reason.EPOCH_STALE, "a later manager of this user is here")
         manager = make_manager(grant, sealed, self._policy)
+        self.holdings.made(manager)
         if before is not None:
             self._handle(before, Fence(epoch))
         self._live[user] = manager
         took_s = time.monotonic() - started
         gap_ms = self._gap_ms(activation, manager, int(took_s * 1000))
-        trace = self._tracing.record(
-            "manager.activate", trace or self._tracing.new_root(), started_ns, {"epoch": epoch}
-        )
-        self._metrics.activate_seconds.observe(took_s)
+        trace = self._spans.activated(manager, sealed, span)
+        self._metrics.activate_seconds.observe(took_s, exemplar_of(trace))
         effects = manager.begin(boot_ms(), wall_ms(), gap_ms, trace)
         self._performer.perform(manager, effects)
 
@@ -481,21 +496,7 @@ class ManagerHost:
             return max(gaps) + took_ms if max(gaps) else 0
         if not manager.lost_node:
             return None
-        left_ms = self._left.get(manager.lost_node)
-        return boot_ms() - left_ms if left_ms is not None else 0
-
-    async def _grant(self, user: UserKey, epoch: Epoch) -> Grant:
-        assert self._book is not None
-        try:
-            return self._book.take(user, epoch)
-        except GrantRefused as refused:
-            if refused.kind not in ("unknown_placement", "forged_epoch"):
-                raise
-        # The push may be behind the edge's attach: ask once.
-        placement = await self._registry.confirm(user)
-        if placement is not None:
-            self._book.learn(placement)
-        return self._book.take(user, epoch)
+        return self._neighbours.gone_ms(manager.lost_node)
 
     # Departure: by plan, one user at a time.
 
@@ -510,17 +511,15 @@ class ManagerHost:
         elif activation is not None and activation.epoch == epoch:
             if not isinstance(activation.departure, Evict):
                 activation.departure = departure
-        elif self._gone.get(user) == epoch:
-            # It went before, and the registry was told: before it had the question, perhaps. It
-            # waits for an answer, and a release says so, however often.
+        elif self._granted.was_let_go(user, epoch):
             handoff = isinstance(departure, HandOff)
-            self._registry.release(user, epoch, departure.cause, handoff, False)
+            self._granted.say_again(user, epoch, departure.cause, handoff=handoff)
         elif isinstance(departure, Evict):
             # Its runs are to be cancelled, and only a manager can say so in the log.
             self._activate(user, epoch, None, "").departure = departure
         else:
             handoff = isinstance(departure, HandOff)
-            self._let_go(user, epoch, departure.cause, handoff=handoff, activate=False)
+            self._granted.let_go(user, epoch, departure.cause, handoff=handoff, activate=False)
 
     def _send_off(self, live: Manager, departure: Departure) -> None:
         self._handle(live, departure)
@@ -534,24 +533,18 @@ class ManagerHost:
             timer = loop.call_later(wait_s, self._send_off, live, departure)
             self._departures[live.user] = timer
 
-    def _let_go(
-        self, user: UserKey, epoch: Epoch, cause: str, *, handoff: bool, activate: bool
-    ) -> None:
-        """Give a placement back by plan."""
-        self._gone.pop(user, None)
-        self._gone[user] = epoch
-        if len(self._gone) > MOST_GONE:
-            self._gone.popitem(last=False)
-        self._give_back(user, epoch, cause, handoff, activate)
-
     # Carrying out effects.
 
     def _handle(self, live: Manager, command: Command) -> None:
-        if self.is_silent():
-            return
+        if not self.is_silent():
+            self._step(live, command)
+
+    def _step(self, live: Manager, command: Command) -> None:
+        """One step, of several that came together: whether any may be taken was asked for all."""
         now_ms = boot_ms()
         self._performer.perform(live, live.handle(now_ms, command, wall_ms()))
-        if isinstance(command, FinishAppend | DetachEdge):
+        kind = type(command)
+        if kind is FinishAppend or kind is DetachEdge:
             self._unneeded.note(live, now_ms)
 
     def _end_manager(self, live: Manager, effect: EndManager) -> None:
@@ -562,28 +555,17 @@ class ManagerHost:
             if timer is not None:
                 timer.cancel()
         self._unneeded.forget(user)
+        self._spans.manager_over(live, effect)
         for key in live.active_keys():
             self._runs.stop(key)
         # Never again under this epoch: whoever comes next needs a new placement.
         if effect.reason is Reason.EPOCH_STALE:
-            self._give_back(user, epoch, effect.cause)
+            self._granted.give_back(user, epoch, effect.cause)
         else:
             handoff, activate = effect.handoff, effect.activate
-            self._let_go(user, epoch, effect.cause, handoff=handoff, activate=activate)
+            self._granted.let_go(user, epoch, effect.cause, handoff=handoff, activate=activate)
         self._edges.manager_lost(live, effect.reason, effect.fence)
         self._change.notify()
-
-    def _give_back(
-        self,
-        user: UserKey,
-        epoch: Epoch,
-        cause: str,
-        handoff: bool = False,
-        activate: bool = False,
-    ) -> None:
-        if self._book is not None:
-            self._book.forget(user, epoch)
-        self._registry.release(user, epoch, cause, handoff, activate)
 
     def _append_refused(self, live: Manager, kind: ViolationKind, evidence: str) -> None:
         stood_ms = self._standstill.recent_ms(boot_ms())
@@ -596,5 +578,5 @@ class ManagerHost:
 
     def _fail(self, failure: BaseException) -> None:
         if not self.failed.done():
-            _log.error("the node can't go on", exc_info=failure)
+            _log.error("the node can't go on", exc_info=failure, extra=fields(do=BUG))
             self.failed.set_result(str(failure))

@@ -49,18 +49,18 @@ class Performer:
         self._metrics = metrics
         self._run_ended = run_ended
         self._by_type: dict[type, Callable[[Manager, Effect], None]] = {
-            WriteAppend: appends.write,  # type: ignore[dict-item]
-            Deliver: edges.deliver,  # type: ignore[dict-item]
+            WriteAppend: spans.writing(appends.write),  # type: ignore[dict-item]
+            Deliver: spans.delivering(edges.deliver),  # type: ignore[dict-item]
             AnswerAttached: edges.answer,  # type: ignore[dict-item]
             AnswerAccepted: self._accepted,  # type: ignore[dict-item]
             AnswerCancelled: edges.answer,  # type: ignore[dict-item]
-            AnswerRefused: edges.answer,  # type: ignore[dict-item]
+            AnswerRefused: self._refused,  # type: ignore[dict-item]
             TellClientTaken: edges.client_taken,  # type: ignore[dict-item]
             StartRun: self._start_run,  # type: ignore[dict-item]
             StopRun: self._stop_run,  # type: ignore[dict-item]
             CountRun: self._count_run,  # type: ignore[dict-item]
             ObserveMove: self._observe_move,  # type: ignore[dict-item]
-            AcknowledgeVerbs: self._acknowledge,  # type: ignore[dict-item]
+            AcknowledgeVerbs: runs.acknowledge,  # type: ignore[dict-item]
             EndManager: ended,  # type: ignore[dict-item]
         }
 
@@ -73,9 +73,12 @@ class Performer:
         self._spans.accepted(live.user, live.epoch, effect)
         self._edges.answer(live, effect)
 
+    def _refused(self, live: Manager, effect: AnswerRefused) -> None:
+        self._spans.refused(live.epoch, effect)
+        self._edges.answer(live, effect)
+
     def _start_run(self, live: Manager, effect: StartRun) -> None:
-        self._spans.run_started(effect)
-        self._runs.start(live, effect)
+        self._runs.start(live, self._spans.run_started(live, effect))
 
     def _stop_run(self, live: Manager, effect: StopRun) -> None:
         self._runs.stop(effect.key)
@@ -90,6 +93,3 @@ class Performer:
         handoff = effect.cause == HANDOFF
         gaps = metrics.handoff_gap_seconds if handoff else metrics.failover_gap_seconds
         gaps.observe(effect.gap_ms / 1000)
-
-    def _acknowledge(self, live: Manager, effect: AcknowledgeVerbs) -> None:
-        self._runs.acknowledge(effect.acknowledged)

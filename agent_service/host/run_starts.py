@@ -2,7 +2,7 @@
 
 Guarantees: a run that was stopped while it was prepared is never started; an agent is
 called only with all of what earlier attempts have stored, and one whose journal can't be
-had ends as failed. Acknowledgements cross to the agent thread once per loop turn.
+had ends as failed. Acknowledgements cross to the agent thread once per turn.
 """
 
 import asyncio
@@ -10,11 +10,12 @@ from collections.abc import Callable
 from functools import partial
 
 from agent_service.core.commands import AbandonRun, Command, RecallThought
-from agent_service.core.effects import StartRun
+from agent_service.core.effects import AcknowledgeVerbs, StartRun
 from agent_service.core.manager import Manager
 from agent_service.host.history import read_history
 from agent_service.host.journal import JournalUnreadable, has_thought, read_journal
 from agent_service.host.ports import RunPort
+from agent_service.host.turn import Turn
 from agent_service.log.port import EventLog
 from steward.model.verbs import RunJournal, RunKey, RunStart, VerbsAcknowledged
 
@@ -25,6 +26,7 @@ class RunStarts:
     def __init__(
         self,
         log: EventLog,
+        turn: Turn,
         tell: Callable[[Manager, Command], None],
         failed: Callable[[BaseException], None],
     ) -> None:
@@ -34,7 +36,9 @@ class RunStarts:
         self._failed = failed
         self._runs: RunPort | None = None
         self._preparing: dict[RunKey, asyncio.Task[None]] = {}
+        self._turn = turn
         self._acks: list[VerbsAcknowledged] = []
+        turn.ends_with(self._send_acks)
 
     def use(self, runs: RunPort) -> None:
         """Where agent code runs. Called once, before the first start."""
@@ -54,11 +58,10 @@ class RunStarts:
         if self._runs is not None:
             self._runs.cancel_run(key)
 
-    def acknowledge(self, acknowledged: VerbsAcknowledged) -> None:
+    def acknowledge(self, _: Manager, effect: AcknowledgeVerbs) -> None:
         """Tell a run what is in the log."""
-        if not self._acks:
-            asyncio.get_running_loop().call_soon(self._send_acks)
-        self._acks.append(acknowledged)
+        self._acks.append(effect.acknowledged)
+        self._turn.collected()
 
     def silence(self) -> None:
         """Drop what is on its way to runs: no tool may start on it any more."""
@@ -107,6 +110,6 @@ class RunStarts:
             self._failed(failure)
 
     def _send_acks(self) -> None:
-        acks, self._acks = self._acks, []
-        if acks and self._runs is not None:
+        if self._acks and self._runs is not None:
+            acks, self._acks = self._acks, []
             self._runs.acknowledge(acks)

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from agent_service.log.compacting import CLOCK_MS
 from agent_service.log.framed import FramedNodes
-from agent_service.log.front import LOOPBACK, Front
+from agent_service.log.framing import PREFACE
 from agent_service.log.port import LogEngine
 from agent_service.log.postgres.connecting import Database
 from agent_service.log.postgres.engine import PostgresLog
@@ -26,11 +26,14 @@ from steward.config.settings import SettingsError, load
 from steward.model.violations import Violation
 from steward.postgres.connecting import is_postgres
 from steward.rpc.factory import make_server
+from steward.rpc.front import LOOPBACK, Front
 from steward.rpc.keys import CONTROL_KEY, load_or_create_key
 from steward.rpc.roles import Role, RoleCredentials, RoleVerifier
 from steward.rpc.violations import ViolationReporter
 from steward.runtime.service import EnvironmentUnusable, run
 from steward.telemetry.catalog import LogMetrics
+from steward.telemetry.otlp import make_tracing
+from steward.telemetry.probes import ProcessProbes
 from steward.v1.log_service_pb2_grpc import add_LogServiceServicer_to_server
 
 STOP_GRACE_S = 2.0
@@ -68,6 +71,8 @@ class LogProcess:
         self.metrics = CollectorRegistry()
         self._log_metrics = LogMetrics(self.metrics)
         self._log = make_engine(settings, self._log_metrics)
+        self._probes = ProcessProbes(self._log_metrics)
+        self._tracing = make_tracing("log", settings.id or "log", settings)
         self._retention: asyncio.Task[None] | None = None
         self._violations: ViolationReporter | None = None
         self._serving = False
@@ -80,15 +85,20 @@ class LogProcess:
         key = load_or_create_key(settings.data, CONTROL_KEY)
         if settings.registry:
             credentials = RoleCredentials(key, Role.LOG, settings.cluster, settings.id or "log")
-            self._violations = ViolationReporter(settings.registry, credentials)
+            self._violations = ViolationReporter(
+                settings.registry, credentials, tracing=self._tracing
+            )
         self._servicer = LogServicer(self._log, settings.cluster, self._report)
         await self._log.open()
         self._opened = True
         verifier = RoleVerifier(key, settings.cluster)
-        self._nodes = FramedNodes(self._log, settings.cluster, verifier, self._report)
+        self._nodes = FramedNodes(
+            self._log, settings.cluster, verifier, self._report, self._tracing
+        )
         self._server = make_server(verifier, ALLOWED)
         add_LogServiceServicer_to_server(self._servicer, self._server)
-        self._front = Front(self._nodes.accept, self._server.add_insecure_port(f"{LOOPBACK}:0"))
+        grpc_port = self._server.add_insecure_port(f"{LOOPBACK}:0")
+        self._front = Front(PREFACE, self._nodes.accept, grpc_port)
         await self._server.start()
         try:
             self.port = await self._front.open(settings.host, settings.grpc_port)
@@ -99,6 +109,7 @@ class LogProcess:
                 f"gRPC port {settings.host}:{settings.grpc_port} can't be used; is it taken?"
             ) from None
         self._serving = True
+        self._probes.start()
         if settings.keep_days:
             self._retention = asyncio.create_task(
                 keep_days(self._log, settings.keep_days, self._log_metrics)
@@ -118,6 +129,7 @@ class LogProcess:
 
     async def stop(self) -> None:
         """End the streams, commit what came, close the database. Safe to call twice."""
+        self._probes.stop()
         if self._retention is not None:
             # One that failed did so because the engine did, which ends the process.
             self._retention.cancel()
@@ -133,6 +145,7 @@ class LogProcess:
             await self._violations.close()
         if self._opened:
             await self._log.close()
+        self._tracing.close()
 
 
 def main() -> None:

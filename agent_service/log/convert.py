@@ -21,6 +21,7 @@ from agent_service.core.journal import (
 )
 from agent_service.log.port import (
     EventPage,
+    FencePage,
     LogSummary,
     OpenRunPage,
     ReadRange,
@@ -29,7 +30,7 @@ from agent_service.log.port import (
 from agent_service.log.rules import check_append, check_seal
 from steward.errors import Reason, StewardError
 from steward.model.keys import Epoch, Sequence, StreamId, UserKey
-from steward.v1 import agent_service_pb2, log_service_pb2, placement_pb2
+from steward.v1 import agent_service_pb2, log_service_pb2, placement_pb2, registry_service_pb2
 
 _KINDS = {int(kind): kind for kind in RecordKind}
 
@@ -48,7 +49,8 @@ def user_to(user: UserKey) -> placement_pb2.UserKey:
 
 def seal_from(message: log_service_pb2.SealStream) -> Seal:
     """A checked seal."""
-    seal = Seal(user_from(message.user), Epoch(message.epoch), message.activation)
+    user, epoch = user_from(message.user), Epoch(message.epoch)
+    seal = Seal(user, epoch, message.activation, message.traceparent)
     try:
         check_seal(seal)
     except ValueError as error:
@@ -62,10 +64,12 @@ def fill_seal(message: log_service_pb2.SealStream, request_id: int, seal: Seal) 
     message.user.tenant_id, message.user.user_id = seal.user
     message.epoch = seal.epoch
     message.activation = seal.activation
+    message.traceparent = seal.traceparent
 
 
 def append_from(message: log_service_pb2.AppendEvents) -> tuple[Append, int]:
     """A checked append, and the bytes it carries."""
+    traces = message.traces
     append = Append(
         user=user_from(message.user),
         epoch=Epoch(message.epoch),
@@ -73,6 +77,7 @@ def append_from(message: log_service_pb2.AppendEvents) -> tuple[Append, int]:
         expected_sequence=Sequence(message.expected_sequence),
         events=tuple([StoredEvent(e.payload, e.thread_id, e.conversation) for e in message.events]),
         records=records_from(message.records) if message.records else (),
+        traces=tuple([(t.sequence, t.traceparent) for t in traces]) if traces else (),
     )
     try:
         return append, check_append(append)
@@ -95,6 +100,8 @@ def fill_append(message: log_service_pb2.AppendEvents, request_id: int, append: 
             add(payload=event.payload, thread_id=event.thread_id)
     for record in append.records:
         fill_record(message.records.add(), record)
+    for sequence, trace in append.traces:
+        message.traces.add(sequence=sequence, traceparent=trace)
 
 
 def records_from(messages: Iterable[log_service_pb2.Record]) -> tuple[Record, ...]:
@@ -275,6 +282,23 @@ def open_runs_to(page: OpenRunPage) -> log_service_pb2.ListOpenRunsResponse:
     """A page of users as a response."""
     return log_service_pb2.ListOpenRunsResponse(
         users=[user_to(user) for user in page.users], more=page.more
+    )
+
+
+def fences_from(message: log_service_pb2.ReadFencesResponse) -> FencePage:
+    """A page of fences."""
+    found = tuple((user_from(owned.user), Epoch(owned.epoch)) for owned in message.fences)
+    return FencePage(found, message.more)
+
+
+def fences_to(page: FencePage) -> log_service_pb2.ReadFencesResponse:
+    """A page of fences as a response."""
+    return log_service_pb2.ReadFencesResponse(
+        fences=[
+            registry_service_pb2.OwnedUser(user=user_to(user), epoch=fence)
+            for user, fence in page.fences
+        ],
+        more=page.more,
     )
 
 

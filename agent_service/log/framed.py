@@ -9,18 +9,20 @@ lost here: the node sends the same operation again, and the engine recognises it
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 
 from google.protobuf.message import DecodeError
 
 from agent_service.log.answers import Answered, responses
 from agent_service.log.intake import Intake
 from agent_service.log.port import LogEngine
+from agent_service.log.spans import UNTRACED
 from steward.errors import Reason, StewardError
 from steward.model.violations import Violation
 from steward.rpc.factory import MAX_MESSAGE_BYTES
+from steward.rpc.frame_guard import FrameGuard
 from steward.rpc.frames import FrameConnection
 from steward.rpc.roles import Role, RoleVerifier
+from steward.telemetry.tracing import Tracing
 from steward.v1 import log_service_pb2 as pb
 from steward.v1 import registry_service_pb2
 
@@ -40,7 +42,9 @@ class FramedNodes:
         cluster: str,
         verifier: RoleVerifier,
         report: Callable[[Violation], None],
+        tracing: Tracing = UNTRACED,
     ) -> None:
+        self.tracing = tracing
         self.log = log
         self.cluster = cluster
         self.verifier = verifier
@@ -74,14 +78,13 @@ class _FramedNode:
         self._answered: list[Answered] = []
         self._ping = 0
         self._flushing = False
-        self._heard = False
         self._loop = asyncio.get_running_loop()
-        self._deadline = self._loop.call_later(HELLO_S, self._too_late)
+        self._guard = FrameGuard(self.connection, HELLO_S, self._too_late)
 
     # What the connection calls.
 
     def received(self, frame: bytes) -> None:
-        self._heard = True
+        self._guard.heard = True
         try:
             self._take(pb.HoldLogStreamRequest.FromString(frame))
         except DecodeError:
@@ -93,7 +96,7 @@ class _FramedNode:
         self._flush()
 
     def lost(self, why: str) -> None:
-        self._deadline.cancel()
+        self._guard.over()
         self._held = None
         self._nodes.gone(self)
 
@@ -122,8 +125,9 @@ class _FramedNode:
                 Reason.PERMISSION_DENIED, f"this is cluster {nodes.cluster!r}; check --cluster"
             )
         self.connection.most_bytes = MAX_MESSAGE_BYTES
-        self._watch()
-        self._intake = Intake(nodes.log, hello.node_id, nodes.report, self._done, self._refuse)
+        self._guard.welcomed(SILENT_S, "the node is silent")
+        told = (nodes.report, self._done, self._refuse)
+        self._intake = Intake(nodes.log, hello.node_id, *told, nodes.tracing)
         welcome = pb.LogWelcome(log_id=nodes.log.log_id)
         self._send(pb.HoldLogStreamResponse(welcome=welcome))
 
@@ -174,21 +178,7 @@ class _FramedNode:
     def _too_late(self) -> None:
         self._refuse(StewardError(Reason.PROTOCOL_VIOLATION, "no hello in time"))
 
-    def _watch(self) -> None:
-        """End a connection whose node is gone without a word, as TCP would much later."""
-        if not self._heard and self._held is None:
-            self.connection.abort("the node is silent")
-            return
-        self._heard = False
-        self._wait(SILENT_S, self._watch)
-
     def _refuse(self, error: StewardError) -> None:
         refused = registry_service_pb2.Refusal(reason=error.reason.value, message=error.message)
         self._send(pb.HoldLogStreamResponse(refused=refused))
-        self.connection.close()
-        # Should the node never read that.
-        self._wait(HELLO_S, partial(self.connection.abort, error.message))
-
-    def _wait(self, seconds: float, action: Callable[[], None]) -> None:
-        self._deadline.cancel()
-        self._deadline = self._loop.call_later(seconds, action)
+        self._guard.end(error.message)

@@ -14,8 +14,10 @@ from agent_service.core.journal import Append, Conflict, Fenced
 from agent_service.log.answers import Answered
 from agent_service.log.convert import append_from, seal_from
 from agent_service.log.port import LogEngine, LogFailed, LogFull, Operation, Outcome
+from agent_service.log.spans import UNTRACED, watched
 from steward.errors import Reason, StewardError
 from steward.model.violations import Violation, ViolationKind
+from steward.telemetry.tracing import Tracing
 from steward.v1 import log_service_pb2
 
 MOST_IN_FLIGHT = 8192
@@ -34,6 +36,7 @@ class Intake:
         report: Callable[[Violation], None],
         answered: Callable[[Answered], None],
         failed: Callable[[StewardError], None],
+        tracing: Tracing = UNTRACED,
     ) -> None:
         """`answered` is told of each message's outcomes, `failed` that there will be none."""
         self._log = log
@@ -41,6 +44,7 @@ class Intake:
         self._report = report
         self._answered = answered
         self._failed = failed
+        self._tracing = tracing
         self._in_flight = 0
 
     def has_room(self, batch: log_service_pb2.LogBatch) -> bool:
@@ -61,7 +65,8 @@ class Intake:
         seals = [message.request_id for message in batch.seals]
         appends = [message.request_id for message in batch.appends]
         try:
-            self._log.submit(operations, size, partial(self._done, seals, appends, operations))
+            done = partial(self._done, seals, appends, operations)
+            self._log.submit(operations, size, watched(self._tracing, operations, done))
         except LogFull as error:
             raise StewardError(Reason.STORE_UNAVAILABLE, str(error)) from None
         self._in_flight += len(operations)

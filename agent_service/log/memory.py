@@ -10,7 +10,9 @@ import asyncio
 import secrets
 from asyncio import Future
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
+from itertools import islice
 
 from agent_service.core.journal import (
     Append,
@@ -26,17 +28,22 @@ from agent_service.core.journal import (
     StoredEvent,
 )
 from agent_service.log.port import (
+    Done,
     EventPage,
+    FencePage,
     LogSummary,
     OpenRunPage,
+    Operation,
     ReadRange,
     ThreadSummary,
 )
 from agent_service.log.rules import (
     bounded,
     check_append,
+    check_fences_of,
     check_seal,
     cut_page,
+    most_fences,
     most_open_runs,
     most_threads,
     nobody,
@@ -45,6 +52,7 @@ from agent_service.log.rules import (
     thread_summary,
     with_first_title,
 )
+from agent_service.log.submitting import OneByOne
 from steward.model.keys import Epoch, Sequence, StreamId, UserKey
 
 
@@ -200,6 +208,23 @@ class LogState:
         later = [user for number, user in found if number > row]
         return OpenRunPage(tuple(later[:limit]), len(later) > limit)
 
+    def fences_of(self, users: Several[UserKey]) -> FencePage:
+        """The fences of these users."""
+        check_fences_of(users)
+        streams = self._streams
+        return FencePage(tuple((u, streams[u].fence) for u in dict.fromkeys(users) if u in streams))
+
+    def fences(self, after: UserKey | None, limit: int) -> FencePage:
+        """All fences, in the order of the users' first seals."""
+        limit = most_fences(limit)
+        if after is not None and after not in self._streams:
+            raise nobody(after)
+        # Users are kept in that order, and never removed.
+        row = self._streams[after].row if after is not None else 0
+        later = islice(self._streams.items(), row, row + limit + 1)
+        found = [(user, stream.fence) for user, stream in later]
+        return FencePage(tuple(found[:limit]), len(found) > limit)
+
     def summary(self, log_id: str) -> LogSummary:
         """Totals of all streams."""
         streams = self._streams.values()
@@ -236,18 +261,25 @@ class MemoryLog:
     """The `EventLog` port over a `LogState`. Appends are answered in the next turn of the loop."""
 
     def __init__(self, state: LogState | None = None) -> None:
+        self._one_by_one = OneByOne(self.submit)
         self.state = state if state is not None else LogState(new_stream_id)
         self._log_id = secrets.token_hex(8)
 
+    def submit(self, operations: Several[Operation], size: int, done: Done) -> None:
+        """Done at once, and told in the next turn of the loop."""
+        outcomes = [
+            self.state.append(one) if isinstance(one, Append) else self.state.seal(one)
+            for one in operations
+        ]
+        asyncio.get_running_loop().call_soon(done, outcomes)
+
     def append(self, append: Append) -> "Future[AppendOutcome]":
-        """A done future with the outcome; its callbacks run in the next turn of the loop."""
-        future: Future[AppendOutcome] = asyncio.get_running_loop().create_future()
-        future.set_result(self.state.append(append))
-        return future
+        """Start a fenced append. As in the port."""
+        return self._one_by_one.append(append)
 
     async def seal(self, seal: Seal) -> SealOutcome:
-        """Raise the fence and read the start, atomically."""
-        return self.state.seal(seal)
+        """Raise the fence and read the start, atomically. As in the port."""
+        return await self._one_by_one.seal(seal)
 
     async def read(self, user: UserKey, wanted: ReadRange) -> EventPage:
         """Stored events; needs no ownership."""
@@ -262,6 +294,14 @@ class MemoryLog:
     async def open_runs(self, after: UserKey | None, limit: int) -> OpenRunPage:
         """A page of the users who have an open run."""
         return self.state.open_runs(after, limit)
+
+    async def fences_of(self, users: Several[UserKey]) -> FencePage:
+        """The fences of these users."""
+        return self.state.fences_of(users)
+
+    async def fences(self, after: UserKey | None, limit: int) -> FencePage:
+        """A page of all fences."""
+        return self.state.fences(after, limit)
 
     async def describe(self) -> LogSummary:
         """Totals, for operators."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agent_service.core.journal import Append, AppendOutcome, Seal, SealOutcome
-from steward.model.keys import StreamId, UserKey
+from steward.model.keys import Epoch, StreamId, UserKey
 
 
 class LogFailed(Exception):
@@ -84,6 +84,14 @@ class OpenRunPage:
 
 
 @dataclass(frozen=True, slots=True)
+class FencePage:
+    """The highest sealed epoch of users, each once. `more`: others follow the last of them."""
+
+    fences: tuple[tuple[UserKey, Epoch], ...]
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ReadRange:
     """Which events: `after < sequence <= until` (0: no end), at most `limit` and `max_bytes`.
 
@@ -110,6 +118,14 @@ class EventLog(Protocol):
         higher, and any other number than that or the last one is a Conflict. The future is
         pending as long as the engine is out of reach, and ends with an outcome or LogFailed.
         Raises ValueError for a malformed append, LogFull when more wait than the adapter holds.
+        """
+        ...
+
+    def submit(self, operations: Sequence[Operation], size: int, done: Done) -> None:
+        """Start operations that were checked before and carry `size` bytes. Never blocks.
+
+        As by `append` and `seal`, for who has many at once: `done` is told all outcomes in one
+        call on the loop, never within this one. Raises LogFull, and then none was started.
         """
         ...
 
@@ -144,6 +160,21 @@ class EventLog(Protocol):
         """
         ...
 
+    async def fences_of(self, users: Sequence[UserKey]) -> FencePage:
+        """The fences of these users, at most 1000; who was never sealed is not among them.
+
+        Of one snapshot, at least as new as any seal that was answered before. Raises StewardError:
+        PROTOCOL_VIOLATION for too many users, and as `read`.
+        """
+        ...
+
+    async def fences(self, after: UserKey | None, limit: int) -> FencePage:
+        """A page of all fences, in the order of the users' first seals; `limit` is 1 to 1000.
+
+        Raises as `open_runs` does.
+        """
+        ...
+
     async def describe(self) -> LogSummary:
         """Totals; quick, however much the log holds. Raises as `read`."""
         ...
@@ -173,13 +204,6 @@ class LogEngine(EventLog, Protocol):
         """Open the database; before all else. Waits for one that is out of reach.
 
         Raises EnvironmentUnusable for one that can't be used as it is.
-        """
-        ...
-
-    def submit(self, operations: Sequence[Operation], size: int, done: Done) -> None:
-        """Queue operations that were checked before and carry `size` bytes. Never blocks.
-
-        `done` runs on the loop. Raises LogFull.
         """
         ...
 

@@ -6,13 +6,14 @@ time per connection. Raises sqlite3.Error or `ChunkCorrupt` when the file is dam
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from agent_service.log.packing import unpack
 from agent_service.log.port import (
     EventPage,
+    FencePage,
     LogSummary,
     OpenRunPage,
     ReadRange,
@@ -20,7 +21,9 @@ from agent_service.log.port import (
 )
 from agent_service.log.rules import (
     bounded,
+    check_fences_of,
     cut_page,
+    most_fences,
     most_open_runs,
     most_threads,
     nobody,
@@ -29,7 +32,7 @@ from agent_service.log.rules import (
     thread_summary,
 )
 from agent_service.log.tail import Tail, TailChunk
-from steward.model.keys import StreamId, UserKey
+from steward.model.keys import Epoch, StreamId, UserKey
 
 OPEN_RUNS = (
     "SELECT tenant, user FROM"
@@ -37,6 +40,8 @@ OPEN_RUNS = (
     " JOIN stream ON id = stream ORDER BY id"
 )
 """Kind 2 is RUN."""
+
+FENCES = "SELECT id, tenant, user, fence FROM stream WHERE id > ? ORDER BY id LIMIT ?"
 
 SUMMARY = "SELECT events, streams, fence, (SELECT count(*) FROM record WHERE kind = 2) FROM meta"
 
@@ -150,18 +155,45 @@ def read_open_runs(
 ) -> OpenRunPage:
     """A page of the users who have an open run, by the index of RUN records alone."""
     limit = most_open_runs(limit)
-    row = 0
     with _snapshot(connection):
-        if after is not None:
-            stream = connection.execute(
-                "SELECT id FROM stream WHERE tenant = ? AND user = ?", after
-            ).fetchone()
-            if stream is None:
-                raise nobody(after)
-            row = stream[0]
-        rows = connection.execute(OPEN_RUNS, (row, limit + 1)).fetchall()
+        rows = connection.execute(OPEN_RUNS, (_row_of(connection, after), limit + 1)).fetchall()
     users = tuple(UserKey(tenant, user) for tenant, user in rows[:limit])
     return OpenRunPage(users, len(rows) > limit)
+
+
+def _row_of(connection: sqlite3.Connection, after: UserKey | None) -> int:
+    """Behind which row a page begins. Raises StewardError for a user who has none."""
+    if after is None:
+        return 0
+    stream = connection.execute(
+        "SELECT id FROM stream WHERE tenant = ? AND user = ?", after
+    ).fetchone()
+    if stream is None:
+        raise nobody(after)
+    return int(stream[0])
+
+
+def read_fences_of(connection: sqlite3.Connection, users: Sequence[UserKey]) -> FencePage:
+    """The fences of these users, by the key of streams."""
+    check_fences_of(users)
+    found: list[tuple[UserKey, Epoch]] = []
+    with _snapshot(connection):
+        for user in dict.fromkeys(users):
+            row = connection.execute(
+                "SELECT fence FROM stream WHERE tenant = ? AND user = ?", user
+            ).fetchone()
+            if row is not None:
+                found.append((user, Epoch(row[0])))
+    return FencePage(tuple(found))
+
+
+def read_fences(connection: sqlite3.Connection, after: UserKey | None, limit: int) -> FencePage:
+    """A page of all fences, in the order of streams."""
+    limit = most_fences(limit)
+    with _snapshot(connection):
+        rows = connection.execute(FENCES, (_row_of(connection, after), limit + 1)).fetchall()
+    found = tuple((UserKey(tenant, user), Epoch(fence)) for _, tenant, user, fence in rows[:limit])
+    return FencePage(found, len(rows) > limit)
 
 
 def read_summary(connection: sqlite3.Connection, log_id: str) -> LogSummary:

@@ -7,13 +7,14 @@ answered; reads are tried again for some seconds and then refused.
 import asyncio
 import random
 from asyncio import Future
-from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import grpc
 
 from agent_service.core.journal import Append, AppendOutcome, Seal, SealOutcome
 from agent_service.log.convert import (
+    fences_from,
     open_runs_from,
     page_from,
     range_to,
@@ -22,14 +23,18 @@ from agent_service.log.convert import (
     user_to,
 )
 from agent_service.log.port import (
+    Done,
     EventPage,
+    FencePage,
     LogSummary,
     OpenRunPage,
+    Operation,
     ReadRange,
     ThreadSummary,
 )
-from agent_service.log.rules import check_append, check_seal
+from agent_service.log.rules import check_fences_of
 from agent_service.log.stream import MOST_BACKOFF_S, LogStream
+from agent_service.log.submitting import OneByOne
 from steward.errors import Reason, StewardError
 from steward.model.keys import NodeId, UserKey
 from steward.rpc.factory import call_metadata, make_channel
@@ -55,6 +60,7 @@ class RemoteLog:
         self._address = address
         self._credentials = credentials
         self._stream = LogStream(address, cluster, node_id, credentials)
+        self._one_by_one = OneByOne(self.submit)
 
     async def open(self) -> None:
         """Start to connect; does not wait for it. A log that is away is no error."""
@@ -71,15 +77,17 @@ class RemoteLog:
         """Why nothing can be appended at this moment; None when connected."""
         return self._stream.away
 
+    def submit(self, operations: Sequence[Operation], size: int, done: Done) -> None:
+        """Start operations that were checked before. As in the port."""
+        self._stream.submit(operations, done)
+
     def append(self, append: Append) -> "Future[AppendOutcome]":
         """Start a fenced append. As in the port."""
-        future = self._stream.start(append, check_append(append))
-        return cast("Future[AppendOutcome]", future)
+        return self._one_by_one.append(append)
 
     async def seal(self, seal: Seal) -> SealOutcome:
         """Raise the fence and read the start, atomically. As in the port."""
-        check_seal(seal)
-        return cast(SealOutcome, await self._stream.start(seal, 0))
+        return await self._one_by_one.seal(seal)
 
     async def read(self, user: UserKey, wanted: ReadRange) -> EventPage:
         """Stored events. As in the port."""
@@ -102,6 +110,21 @@ class RemoteLog:
             request.after.CopyFrom(user_to(after))
         return open_runs_from(await self._call(self._stub.ListOpenRuns, request))
 
+    async def fences_of(self, users: Sequence[UserKey]) -> FencePage:
+        """The fences of these users. As in the port."""
+        check_fences_of(users)
+        if not users:
+            return FencePage(())
+        request = log_service_pb2.ReadFencesRequest(users=[user_to(user) for user in users])
+        return fences_from(await self._call(self._stub.ReadFences, request))
+
+    async def fences(self, after: UserKey | None, limit: int) -> FencePage:
+        """A page of all fences. As in the port."""
+        request = log_service_pb2.ReadFencesRequest(limit=max(limit, 1))
+        if after is not None:
+            request.after.CopyFrom(user_to(after))
+        return fences_from(await self._call(self._stub.ReadFences, request))
+
     async def describe(self) -> LogSummary:
         """Totals. As in the port."""
         request = log_service_pb2.DescribeLogRequest()
@@ -110,6 +133,7 @@ class RemoteLog:
     async def close(self) -> None:
         """Wait up to 2 s for answers, then cancel what has none. Safe to call twice."""
         await self._stream.close()
+        self._one_by_one.cancel()
         await self._channel.close()
 
     async def _call(self, method: Callable[..., Awaitable[Response]], request: object) -> Response:

@@ -9,7 +9,7 @@ of THREAD records, which are listed by their sequence).
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import orjson
 
@@ -29,6 +29,7 @@ MOST_PAGE_EVENTS = 1000
 MOST_PAGE_BYTES = 4 * 1024 * 1024
 MOST_THREADS = 200
 MOST_OPEN_RUNS = 1000
+MOST_FENCES = 1_000
 
 _MOST_EPOCH = (1 << 53) - 1
 _MOST_NUMBER = (1 << 63) - 1
@@ -50,15 +51,22 @@ def check_append(append: Append) -> int:
         raise ValueError("appends of an activation are numbered from 1")
     if not 0 < append.expected_sequence <= _MOST_NUMBER - len(append.events):
         raise ValueError("sequences are numbered from 1")
+    size = carried(append)
+    for record in append.records:
+        if record.kind is RecordKind.THREAD and not record.deleted:
+            thread_sequence(record.value)
+    if size > MOST_APPEND_BYTES:
+        raise ValueError(f"an append carries at most {MOST_APPEND_BYTES} bytes, this one {size}")
+    return size
+
+
+def carried(append: Append) -> int:
+    """The bytes of its payloads and records."""
     size = 0
     for event in append.events:
         size += len(event.payload)
     for record in append.records:
         size += len(record.value)
-        if record.kind is RecordKind.THREAD and not record.deleted:
-            thread_sequence(record.value)
-    if size > MOST_APPEND_BYTES:
-        raise ValueError(f"an append carries at most {MOST_APPEND_BYTES} bytes, this one {size}")
     return size
 
 
@@ -133,6 +141,19 @@ def most_threads(limit: int) -> int:
 def most_open_runs(limit: int) -> int:
     """How many users a page of open runs holds: `limit`, within 1 and MOST_OPEN_RUNS."""
     return min(max(limit, 1), MOST_OPEN_RUNS)
+
+
+def check_fences_of(users: Sequence[UserKey]) -> None:
+    """Raises StewardError(PROTOCOL_VIOLATION) for more users than an answer holds."""
+    if len(users) > MOST_FENCES:
+        raise StewardError(
+            Reason.PROTOCOL_VIOLATION, f"at most {MOST_FENCES} users in one question for fences"
+        )
+
+
+def most_fences(limit: int) -> int:
+    """How many users a page of fences holds: `limit`, within 1 and MOST_FENCES."""
+    return min(max(limit, 1), MOST_FENCES)
 
 
 def nobody(after: UserKey) -> StewardError:

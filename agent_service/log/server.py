@@ -13,6 +13,7 @@ from typing import Any
 
 from agent_service.log.answers import Answered, responses
 from agent_service.log.convert import (
+    fences_to,
     open_runs_to,
     page_to,
     range_from,
@@ -36,6 +37,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
     _SERVICE + "ReadThreads": frozenset({Role.AGENT}),
     _SERVICE + "DescribeLog": frozenset({Role.AGENT, Role.OPERATOR}),
     _SERVICE + "ListOpenRuns": frozenset({Role.AGENT}),
+    _SERVICE + "ReadFences": frozenset({Role.AGENT}),
 }
 """Who may call what; the interceptor refuses everybody else."""
 
@@ -131,6 +133,21 @@ class LogServicer(log_service_pb2_grpc.LogServiceServicer):
         except LogFailed:
             await abort(context, LOG_FAILED)
         return open_runs_to(page)
+
+    async def ReadFences(
+        self, request: log_service_pb2.ReadFencesRequest, context: Any
+    ) -> log_service_pb2.ReadFencesResponse:
+        try:
+            if request.users:
+                page = await self._log.fences_of([user_from(user) for user in request.users])
+            else:
+                after = user_from(request.after) if request.HasField("after") else None
+                page = await self._log.fences(after, request.limit or 1000)
+        except StewardError as error:
+            await abort(context, error)
+        except LogFailed:
+            await abort(context, LOG_FAILED)
+        return fences_to(page)
 
 
 class _LogStream:

@@ -21,7 +21,7 @@ class LogSettings(ServiceSettings):
         secret=True,
     )
     pooled: bool = setting(False, help="The store is behind PgBouncer in transaction mode.")
-    writers: int = setting(2, help="Groups that are written side by side. PostgreSQL only.")
+    writers: int = setting(4, help="Groups that are written side by side. PostgreSQL only.")
     commit_appends: int = setting(
         1000, help="Most appends in one transaction; fewer travel when fewer wait."
     )

@@ -11,18 +11,18 @@ again on a new connection: a node that is cut off must know it long before TCP d
 that is slow is another matter: the log answers pings whatever its disk does.
 
 What waits is bounded twice: `MOST_WAITING` operations in all (one per manager, since a
-user has one append in flight; beyond that `start` raises LogFull), and of those at most
-`WINDOW` or `WINDOW_BYTES` are on the stream at a time.
+user has one append in flight; beyond that `submit` raises LogFull), and of those at most
+`WINDOW` or `WINDOW_BYTES` are on the stream at a time. Nothing waits for company here: who
+submits many at once has them in one message, and the log commits what waits together.
 """
 
 import asyncio
 import contextlib
 import logging
-from asyncio import Future
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple, cast
 
 from agent_service.core.journal import Append, Record, Seal, Sealed
 from agent_service.log.convert import (
@@ -31,20 +31,20 @@ from agent_service.log.convert import (
     fill_seal,
     seal_outcome_from,
 )
-from agent_service.log.link import LogLink
-from agent_service.log.port import LogFull, Operation, Outcome
-from agent_service.log.rules import MOST_WAITING
+from agent_service.log.framing import PREFACE
+from agent_service.log.port import Done, LogFull, Operation, Outcome
+from agent_service.log.rules import MOST_WAITING, carried
 from steward.errors import StewardError
 from steward.model.keys import NodeId
+from steward.rpc.frame_link import FrameLink
 from steward.rpc.roles import RoleCredentials
 from steward.rpc.stream import keep
 from steward.telemetry.logs import fields
-from steward.v1 import log_service_pb2
+from steward.v1 import log_service_pb2 as pb
 
 WINDOW = 4096
 WINDOW_BYTES = 16 * 1024 * 1024
 MESSAGE_OPERATIONS = 512
-WORTH_A_MESSAGE = 64
 MESSAGE_BYTES = 4 * 1024 * 1024
 
 MOST_BACKOFF_S = 0.25
@@ -56,15 +56,28 @@ MOST_QUIET_PINGS = 4
 
 _logger = logging.getLogger("steward.log.remote")
 
+Link = FrameLink[pb.HoldLogStreamResponse]
 
-@dataclass(slots=True)
-class _Pending:
-    """An operation without an answer."""
+
+class _Group:
+    """Operations that were submitted together, and whom to tell when all have their outcomes."""
+
+    __slots__ = ("done", "left", "outcomes")
+
+    def __init__(self, number: int, done: Done) -> None:
+        self.done = done
+        self.left = number
+        self.outcomes: list[Outcome | None] = [None] * number
+
+
+class _Pending(NamedTuple):
+    """An operation without an answer: number `place` of its group."""
 
     request_id: int
     operation: Operation
     size: int
-    future: "Future[Outcome]"
+    group: _Group
+    place: int
 
 
 class LogStream:
@@ -86,9 +99,10 @@ class LogStream:
         self._sent = 0
         self._sent_bytes = 0
         # Where requests go while it is up, and the one that is opening.
-        self._link: LogLink | None = None
-        self._opening: LogLink | None = None
-        self._sending = False
+        self._link: Link | None = None
+        self._opening: Link | None = None
+        # While answers are taken: what they lead to goes together, behind the last one.
+        self._taking = False
         self._heard = False
         self._pings = 0
         self._drained = asyncio.Event()
@@ -106,25 +120,26 @@ class LogStream:
         """Why no stream is up at this moment; None when one is."""
         return self._away
 
-    def start(self, operation: Operation, size: int) -> "Future[Outcome]":
-        """Send an operation, checked before, that carries `size` bytes. Raises LogFull."""
+    def submit(self, operations: Sequence[Operation], done: Done) -> None:
+        """Send operations that were checked before. Raises LogFull, and then none was sent."""
         if self._closed:
             raise RuntimeError("the event log is closed")
-        if len(self._unanswered) >= MOST_WAITING:
+        if len(self._unanswered) + len(operations) > MOST_WAITING:
             raise LogFull(f"{len(self._unanswered)} operations wait")
-        future: Future[Outcome] = asyncio.get_running_loop().create_future()
-        pending = _Pending(self._next_id, operation, size, future)
-        self._next_id += 1
-        self._unanswered[pending.request_id] = pending
-        self._unsent.append(pending)
-        if not self._sending:
-            # At the end of this turn of the loop, together with what else begins in it.
-            self._sending = True
-            asyncio.get_running_loop().call_soon(self._send)
-        return future
+        group = _Group(len(operations), done)
+        request_id = self._next_id
+        for place, operation in enumerate(operations):
+            size = carried(operation) if isinstance(operation, Append) else 0
+            pending = _Pending(request_id, operation, size, group, place)
+            self._unanswered[request_id] = pending
+            self._unsent.append(pending)
+            request_id += 1
+        self._next_id = request_id
+        if not self._taking:
+            self._send()
 
     async def close(self) -> None:
-        """Wait up to 2 s for answers, then cancel what has none. Safe to call twice."""
+        """Wait up to 2 s for answers; what has none then is forgotten. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
@@ -134,20 +149,21 @@ class LogStream:
                 await asyncio.wait_for(self._drained.wait(), CLOSE_TIMEOUT_S)
         self._task.cancel()
         await asyncio.wait({self._task})
-        for pending in self._unanswered.values():
-            pending.future.cancel()
         self._unanswered.clear()
         self._unsent.clear()
 
     async def _attempt(self) -> None:
         """One connection to its end."""
-        link = self._opening = LogLink(self._on_welcome, self._on_message)
-        hello = log_service_pb2.LogHello(
+        link = self._opening = FrameLink(
+            PREFACE, pb.HoldLogStreamResponse.FromString, self._on_welcome, self._on_message
+        )
+        hello = pb.LogHello(
             cluster=self._cluster, node_id=self._node_id, role_token=self._credentials.token()
         )
+        first = pb.HoldLogStreamRequest(hello=hello).SerializeToString()
         watching = asyncio.create_task(self._watch(link.give_up))
         try:
-            await link.hold(self._address, hello, HELLO_TIMEOUT_S)
+            await link.hold(self._address, first, HELLO_TIMEOUT_S)
         finally:
             watching.cancel()
             await asyncio.wait({watching})
@@ -166,11 +182,11 @@ class LogStream:
             quiet = 0 if self._heard else quiet + 1
             self._heard = False
             self._pings += 1
-            ping = log_service_pb2.LogPing(number=self._pings)
-            self._put(log_service_pb2.HoldLogStreamRequest(ping=ping))
+            ping = pb.LogPing(number=self._pings)
+            self._put(pb.HoldLogStreamRequest(ping=ping))
         give_up("the log is silent")
 
-    def _on_welcome(self) -> None:
+    def _on_welcome(self, _: pb.HoldLogStreamResponse) -> None:
         self._link = self._opening
         self._away = None
         self._heard = True
@@ -180,13 +196,18 @@ class LogStream:
         self._parts.clear()
         self._send()
 
-    def _on_message(self, response: log_service_pb2.HoldLogStreamResponse) -> None:
+    def _on_message(self, response: pb.HoldLogStreamResponse) -> None:
         self._heard = True
         answers = response.answers
-        for seal in answers.seals:
-            self._sealed(seal)
-        for append in answers.appends:
-            self._resolve(append.request_id, append_outcome_from(append))
+        self._taking = True
+        try:
+            for seal in answers.seals:
+                self._sealed(seal)
+            resolve = self._resolve
+            for append in answers.appends:
+                resolve(append.request_id, append_outcome_from(append))
+        finally:
+            self._taking = False
         if self._unsent:
             self._send()
         if not self._unanswered:
@@ -201,23 +222,20 @@ class LogStream:
 
     def _send(self) -> None:
         """What waits goes into the next messages, as far as the window is open."""
-        self._sending = False
         while self._link is not None and (batch := self._next_batch()) is not None:
             self._put(batch)
 
-    def _put(self, request: log_service_pb2.HoldLogStreamRequest) -> None:
+    def _put(self, request: pb.HoldLogStreamRequest) -> None:
         """Never too much for the socket: the window bounds what waits."""
         if self._link is not None:
             # On a link that is just ending it is lost, and goes again on the next one.
-            self._link.send(request)
+            self._link.send(request.SerializeToString())
 
-    def _next_batch(self) -> log_service_pb2.HoldLogStreamRequest | None:
-        request = log_service_pb2.HoldLogStreamRequest()
+    def _next_batch(self) -> pb.HoldLogStreamRequest | None:
+        request = pb.HoldLogStreamRequest()
         seals = request.batch.seals
         appends = request.batch.appends
         number = size = 0
-        if self._sent and len(self._unsent) < WORTH_A_MESSAGE:
-            return None
         while (
             self._unsent
             and self._sent < WINDOW
@@ -237,7 +255,7 @@ class LogStream:
             self._sent_bytes += pending.size
         return request if number else None
 
-    def _sealed(self, answer: log_service_pb2.SealAnswer) -> None:
+    def _sealed(self, answer: pb.SealAnswer) -> None:
         """The answer to a seal, or a part of it: what a user has stored may be large."""
         outcome = seal_outcome_from(answer)
         if isinstance(outcome, Sealed):
@@ -255,5 +273,12 @@ class LogStream:
             return
         self._sent -= 1
         self._sent_bytes -= pending.size
-        if not pending.future.done():
-            pending.future.set_result(outcome)
+        group = pending.group
+        group.outcomes[pending.place] = outcome
+        group.left -= 1
+        if not group.left:
+            try:
+                group.done(cast("list[Outcome]", group.outcomes))
+            except Exception:
+                # The other answers of this message are as good as they were.
+                _logger.exception("an answer of the log met an error of this process")

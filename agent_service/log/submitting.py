@@ -9,7 +9,7 @@ waits and to all who come later. How work is committed is the engine's own: it t
 import asyncio
 import logging
 from asyncio import Future
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,6 +18,49 @@ from agent_service.log.port import Done, LogFailed, LogFull, Operation, Outcome
 from agent_service.log.rules import MOST_WAITING, check_append, check_seal
 
 _logger = logging.getLogger("steward.log")
+
+
+Submit = Callable[[Sequence[Operation], int, Done], None]
+"""`submit` of the `EventLog` port."""
+
+
+class OneByOne:
+    """`append` and `seal` of the `EventLog` port, by its `submit`. One event loop."""
+
+    def __init__(self, submit: Submit) -> None:
+        self._submit = submit
+        self._futures: set[Future[Outcome]] = set()
+
+    def append(self, append: Append) -> "Future[AppendOutcome]":
+        """Start a fenced append. As in the port."""
+        return cast("Future[AppendOutcome]", self._start(append, check_append(append)))
+
+    async def seal(self, seal: Seal) -> SealOutcome:
+        """Raise the fence and read the start, atomically. As in the port."""
+        check_seal(seal)
+        return cast(SealOutcome, await self._start(seal, 0))
+
+    def _start(self, operation: Operation, size: int) -> "Future[Outcome]":
+        future: Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def done(outcomes: Sequence[Outcome] | LogFailed) -> None:
+            self._futures.discard(future)
+            if future.done():
+                return
+            if isinstance(outcomes, LogFailed):
+                future.set_exception(outcomes)
+            else:
+                future.set_result(outcomes[0])
+
+        self._submit((operation,), size, done)
+        self._futures.add(future)
+        return future
+
+    def cancel(self) -> None:
+        """Nobody is told any more: the outcome of what has none is unknown."""
+        for future in list(self._futures):
+            future.cancel()
+        self._futures.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +76,8 @@ class Submitting:
     """The side of an engine that callers see. One event loop."""
 
     def __init__(self) -> None:
+        self._one_by_one = OneByOne(self.submit)
         self._waiting = 0
-        # Of single operations.
-        self._futures: set[Future[Outcome]] = set()
         self._closed = False
         self._failure: LogFailed | None = None
         self._failed = asyncio.Event()
@@ -61,34 +103,17 @@ class Submitting:
 
     def append(self, append: Append) -> "Future[AppendOutcome]":
         """Start a fenced append. As in the port."""
-        return cast("Future[AppendOutcome]", self._start(append, check_append(append)))
+        return self._one_by_one.append(append)
 
     async def seal(self, seal: Seal) -> SealOutcome:
         """Raise the fence and read the start, atomically. As in the port."""
-        check_seal(seal)
-        return cast(SealOutcome, await self._start(seal, 0))
+        return await self._one_by_one.seal(seal)
 
     async def failed(self) -> LogFailed:
         """Returns when the engine failed for good."""
         await self._failed.wait()
         assert self._failure is not None
         return self._failure
-
-    def _start(self, operation: Operation, size: int) -> "Future[Outcome]":
-        future: Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def done(outcomes: Sequence[Outcome] | LogFailed) -> None:
-            self._futures.discard(future)
-            if future.done():
-                return
-            if isinstance(outcomes, LogFailed):
-                future.set_exception(outcomes)
-            else:
-                future.set_result(outcomes[0])
-
-        self.submit((operation,), size, done)
-        self._futures.add(future)
-        return future
 
     def _deliver(self, works: Sequence[Work], outcomes: Sequence[Outcome]) -> None:
         """The outcomes of all operations of these works, in their order."""

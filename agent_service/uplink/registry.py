@@ -61,11 +61,13 @@ class NodeSession:
         lease_uncertain: Callable[[frozenset[str]], None],
         lease_certain: Callable[[], None],
         beat: Callable[[], pb.NodeBeat],
+        census: Callable[[pb.HoldNodeSessionResponse], None] | None = None,
     ) -> None:
         """The callbacks do not block.
 
         `granted` gets whether to make the managers at once; `hand_off` the cause;
-        `lease_uncertain` the tenants whose managers must end; both of the lease come in turns.
+        `lease_uncertain` the tenants whose managers must end; both of the lease come in turns;
+        `census` the questions of one.
         """
         self._address = address
         self._credentials = credentials
@@ -79,6 +81,7 @@ class NodeSession:
         self._lease_uncertain = lease_uncertain
         self._lease_certain = lease_certain
         self._beat = beat
+        self._census = census
         # Where requests go while the session is open, and the box of the stream that is opening.
         self._outbox: Outbox[Request] | None = None
         self._opening: Outbox[Request] = Outbox()
@@ -106,6 +109,11 @@ class NodeSession:
     @property
     def connected(self) -> bool:
         return self._outbox is not None
+
+    @property
+    def node_rev(self) -> int:
+        """That of this incarnation; 0 before the first welcome."""
+        return self._incarnation.node_rev if self._incarnation is not None else 0
 
     @property
     def lease_is_certain(self) -> bool:
@@ -180,6 +188,10 @@ class NodeSession:
         """
         self._largest_fence = max(self._largest_fence, fence)
         self._send_log_head(fence)
+
+    def answer_census(self, answer: Request) -> None:
+        """Send an answer of the census; without a session it is lost, and asked for again."""
+        self._send(answer)
 
     def announce_drain(self) -> None:
         """This node is going to stop: place nobody here any more. Said again on each new stream."""
@@ -282,6 +294,8 @@ class NodeSession:
                 self._members([NodeId(node_id) for node_id in response.members.node_ids])
             case "ask_log_head":
                 self._asked_log_head()
+            case "ask_holdings" | "ask_fences" if self._census is not None:
+                self._census(response)
             case "fenced":
                 self._fence(response.fenced.cause)
             case _:

@@ -110,12 +110,12 @@ class Attachment:
         "_pending",
         "_refresh_id",
         "_spread",
-        "_trace",
         "live_epoch",
         "live_node",
         "max_epoch",
         "placement",
         "state",
+        "trace",
         "user",
     )
 
@@ -156,7 +156,8 @@ class Attachment:
         self._empty_since = 0
         # When the manager was lost that this edge had; 0 while it has one, or never had.
         self._lost_ms = 0
-        self._trace = ""
+        # What finding the manager belongs to, while no command waits for it.
+        self.trace = ""
 
     @property
     def waiting(self) -> int:
@@ -193,7 +194,7 @@ class Attachment:
         match command:
             case Occupied(traceparent):
                 self._empty_since = 0
-                self._trace = traceparent
+                self.trace = traceparent
                 return self._resolve() if self.state is AttachmentState.IDLE else []
             case Vacated():
                 self._empty_since = now_ms
@@ -246,7 +247,7 @@ class Attachment:
 
     def _waiting_trace(self) -> str:
         """The trace of what waits for the manager: a message, or else who came last."""
-        return next((pending.traceparent for pending in self._pending.values()), self._trace)
+        return next((pending.traceparent for pending in self._pending.values()), self.trace)
 
     def _wait(self, now_ms: int, reason: Reason, least_ms: int = 0) -> list[Effect]:
         """Back off, then resolve again."""

@@ -158,6 +158,7 @@ def _user_message(fields: dict[str, Any]) -> SubmitMessage:
         thread_id=_id(fields, "thread_id", DEFAULT_THREAD),
         agent=_id(fields, "agent", ""),
         overlap=overlap,
+        trace=trace if isinstance(trace := fields.get("trace"), str) else "",
     )
 
 

@@ -37,6 +37,8 @@ class SubmitMessage:
     thread_id: str
     agent: str = ""
     overlap: str = ""
+    trace: str = ""
+    """What the client says that it belongs to: a traceparent, if it is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,18 @@ class Answer:
     epoch: Epoch
     command_id: int
     body: AnswerBody
+
+
+class TraceAnnounced(NamedTuple):
+    """An event that comes with a delivery, or soon, is sampled.
+
+    Whose it is, is said by the channel of its delivery, or else by the user.
+    """
+
+    channel: int
+    user: UserKey | None
+    sequence: int
+    traceparent: str
 
 
 class Delivery(NamedTuple):

@@ -35,6 +35,7 @@ from edge.core.rate import Strikes
 from edge.core.resume import Resume, ResumePoint, StreamHead, decide_resume
 from edge.core.session_values import (
     Abort,
+    Acknowledged,
     AttachFailed,
     BinaryReceived,
     CheckToken,
@@ -209,6 +210,10 @@ class EdgeSession:
         return self._start.point
 
     @property
+    def connection_id(self) -> str:
+        return self._start.connection_id
+
+    @property
     def closing(self) -> bool:
         return self.state is SessionState.CLOSING
 
@@ -297,6 +302,7 @@ class EdgeSession:
             case Acknowledge(sequence):
                 if self.acknowledged < sequence < self.next:
                     self.acknowledged = sequence
+                    return [Acknowledged(sequence)]
                 return []
             case Authenticate(token):
                 if self._checking:
@@ -389,7 +395,8 @@ class EdgeSession:
             effects: list[Effect] = []
             if head.stream_id == self.stream_id:
                 text = f"event {self.next - 1} was shown, and the stream ends at {head.sequence}"
-                effects.append(Report(ViolationKind.STREAM_WENT_BACK, text))
+                lost = self.next - 1 - head.sequence
+                effects.append(Report(ViolationKind.STREAM_WENT_BACK, text, lost))
             return effects + self._end(now_ms, Reason.MANAGER_UNAVAILABLE)
         if self.state is SessionState.LIVE and self.next == head.sequence + 1:
             return []

@@ -204,8 +204,26 @@ class Report:
 
     kind: ViolationKind
     evidence: str
+    lost: int = 0
+    """Events that the client was shown and that are no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The client says that it has all events up to `sequence`; for the measures."""
+
+    sequence: int
 
 
 Effect = (
-    Report | Send | SendEvents | SendPing | ReadPage | SubmitCommand | CheckToken | Close | Abort
+    Acknowledged
+    | Report
+    | Send
+    | SendEvents
+    | SendPing
+    | ReadPage
+    | SubmitCommand
+    | CheckToken
+    | Close
+    | Abort
 )

@@ -9,7 +9,8 @@ connection or request until nobody has needed it for a while.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from edge.core.attachment import Attachment
@@ -37,7 +38,7 @@ from edge.core.attachment_values import (
     Vacated,
 )
 from edge.core.batch import EventBatch
-from edge.core.commands import CommandOutcome, Delivery, UserCommand
+from edge.core.commands import Accepted, CommandOutcome, Delivery, SubmitMessage, UserCommand
 from edge.core.resume import StreamHead, is_ahead
 from edge.core.session import SessionState
 from edge.core.session_values import (
@@ -48,6 +49,8 @@ from edge.core.session_values import (
     StreamAttached,
 )
 from edge.host.connection import Connection
+from edge.host.spans import Arrival, EdgeSpans
+from edge.host.timing import DeliveryTimes
 from edge.host.wheel import TimerWheel
 from edge.uplink.port import Nodes, Registry
 from steward.errors import Reason, StewardError
@@ -56,7 +59,7 @@ from steward.model.keys import NodeIncarnation, StreamId, UserKey
 from steward.model.placement import Placement
 from steward.model.violations import ViolationKind
 from steward.runtime.clock import boot_ms
-from steward.telemetry.tracing import Tracing
+from steward.telemetry.logs import BUG, fields
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +75,8 @@ class Surroundings(Protocol):
     registry: Registry
     nodes: Nodes
     wheel: TimerWheel
-    tracing: Tracing
+    spans: EdgeSpans
+    times: DeliveryTimes
 
     def read_page(self, audience: "Audience", connection: Connection, page: ReadPage) -> None: ...
 
@@ -92,6 +96,8 @@ class Surroundings(Protocol):
         epoch: int = 0,
         node: NodeIncarnation | None = None,
     ) -> None: ...
+
+    def events_lost(self, number: int) -> None: ...
 
     def leaving(self, connection: Connection, code: int) -> None: ...
 
@@ -115,6 +121,7 @@ class Audience:
         "check",
         "connections",
         "sequence",
+        "traces",
         "user",
         "wheel_slot",
     )
@@ -131,6 +138,8 @@ class Audience:
         self.connections: tuple[Connection, ...] = ()
         # The last event of the stream that this edge has seen.
         self.sequence = 0
+        # Of events that are announced as sampled and still to come; None: of none.
+        self.traces: OrderedDict[int, str] | None = None
         self.wheel_slot = 0
         self._around = around
         # Of the attachment, at hand: the epoch whose deliveries are taken, and whose these are,
@@ -189,10 +198,26 @@ class Audience:
                 taken += 1
         return taken
 
+    def announced(self, sequence: int, traceparent: str) -> None:
+        """This event is sampled; it comes with the deliveries that follow."""
+        self.traces = self._around.spans.announced(self.traces, sequence, traceparent)
+
+    def trace(self, first: int, following: int, epoch: int, began_ns: int) -> None:
+        """Of the events that were just delivered, some were announced, perhaps."""
+        traces = self.traces
+        if traces is not None:
+            spans = self._around.spans
+            self.traces = spans.delivered(
+                traces, self.connections, first, following, epoch, began_ns
+            )
+
     # ---- who is here
 
-    def join(self, connection: Connection) -> None:
-        """A new connection; an older one with the same client id ends at once."""
+    def join(self, connection: Connection, trace: str = "") -> None:
+        """A new connection; an older one with the same client id ends at once.
+
+        `trace`: what finding the manager belongs to, if that is sampled.
+        """
         if connection.client_id:
             for other in self.connections:
                 if other.client_id == connection.client_id:
@@ -205,37 +230,38 @@ class Audience:
             self.handle(Behind())
         elif head is not None:
             self._attach(connection, head)
-        self.handle(Occupied(self._arrival_trace("edge.connect")))
+        self.handle(Occupied(trace))
 
-    def enter(self, traceparent: str = "") -> None:
-        """Somebody without a connection needs the manager, until `exit`."""
+    def enter(self, trace: str = "") -> None:
+        """Somebody without a connection needs the manager, until `exit`. `trace` as at `join`."""
         self._visitors += 1
-        self.handle(Occupied(self._arrival_trace("edge.visit", traceparent)))
+        self.handle(Occupied(trace))
 
-    def _arrival_trace(self, name: str, traceparent: str = "") -> str:
-        """A trace for what an arrival causes: finding, perhaps making, the manager.
-
-        `traceparent` is that of who arrives, when it brought one.
-        """
-        tracing = self._around.tracing
-        if not tracing.enabled:
-            return ""
-        return tracing.record(name, traceparent or tracing.new_root(), time.time_ns(), {})
+    def search_again(self, cause: str) -> None:
+        """What is done to find the next manager belongs to a trace of its own."""
+        trace = self._around.spans.again(self.connections, cause)
+        if trace:
+            self.attachment.trace = trace
 
     def exit(self) -> None:
         self._visitors -= 1
         self._vacate()
 
-    def command(self, traceparent: str, body: UserCommand, outcome: Outcome) -> None:
-        """Send a command; `outcome` is called once, if the manager ever answers."""
-        tracing = self._around.tracing
-        trace = traceparent or tracing.new_root()
-        if tracing.enabled:
-            attributes = {"steward.command": type(body).__name__}
-            trace = tracing.record("edge.receive", trace, time.time_ns(), attributes)
+    def command(
+        self,
+        arrival: Arrival,
+        body: UserCommand,
+        outcome: Outcome,
+        connection: Connection | None = None,
+    ) -> str:
+        """Send a command; `outcome` is called once, if the manager ever answers. Its trace."""
+        trace, answered = self._around.spans.receive(connection, arrival, body)
+        if answered is not None:
+            outcome = _both(answered, outcome)
         self._tickets += 1
         self._outcomes[self._tickets] = outcome
         self.handle(Submit(self._tickets, trace, body))
+        return trace
 
     # ---- the attachment
 
@@ -252,7 +278,9 @@ class Audience:
             for effect in effects:
                 self._do(effect)
         except Exception:
-            _log.exception("an attachment stumbled over an error of this process")
+            _log.exception(
+                "an attachment stumbled over an error of this process", extra=fields(do=BUG)
+            )
         deadline = self.attachment.next_deadline()
         if deadline is not None:
             self._around.wheel.schedule(self, deadline)
@@ -312,6 +340,7 @@ class Audience:
         connection.handle(StreamAttached(head))
         if first:
             self._around.attached(connection)
+            self._around.spans.attached(connection, connection.session, head.epoch)
 
     def _vacate(self) -> None:
         if not self.connections and not self._visitors:
@@ -320,11 +349,24 @@ class Audience:
     # ---- Owner
 
     def submit(self, connection: Connection, ref: str, command: UserCommand) -> None:
-        self.command("", command, lambda outcome: connection.handle(CommandSettled(ref, outcome)))
+        began = time.perf_counter()
+        trace = ""
+
+        def settled(outcome: CommandOutcome) -> None:
+            if isinstance(outcome, Accepted) and not (outcome.duplicate or outcome.queue_position):
+                self._around.times.accepted(self, outcome.sequence, began, trace)
+            connection.handle(CommandSettled(ref, outcome))
+
+        said = command.trace if isinstance(command, SubmitMessage) else ""
+        trace = self.command(Arrival.of(said), command, settled, connection)
 
     def trimmed(self, stream_id: StreamId, oldest: int) -> None:
         """See `Reader` of the replays."""
         self.handle(Trimmed(stream_id, oldest))
+
+    def replayed(self, connection: Connection, events: Sequence[bytes]) -> None:
+        """See `Reader` of the replays."""
+        self._around.spans.replayed(connection, events)
 
     def read_page(self, connection: Connection, page: ReadPage) -> None:
         self._around.read_page(self, connection, page)
@@ -349,8 +391,13 @@ class Audience:
             attachment.live_node,
         )
 
-    def report(self, kind: ViolationKind, evidence: str) -> None:
+    def report(self, kind: ViolationKind, evidence: str, lost: int) -> None:
+        self._around.events_lost(lost)
         self._around.report(kind, evidence, self.user, self.attachment.max_epoch)
+
+    def acknowledged(self, connection: Connection, sequence: int) -> None:
+        self._around.times.acknowledged(connection, sequence)
+        self._around.spans.acknowledged(connection, sequence)
 
     def leaving(self, connection: Connection, code: int) -> None:
         self.connections = tuple(c for c in self.connections if c is not connection)
@@ -362,3 +409,11 @@ class Audience:
 
     def lost(self, connection: Connection) -> None:
         self._around.lost(connection)
+
+
+def _both(first: Outcome, second: Outcome) -> Outcome:
+    def settled(outcome: CommandOutcome) -> None:
+        first(outcome)
+        second(outcome)
+
+    return settled

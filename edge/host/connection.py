@@ -30,6 +30,7 @@ from edge.core.frames import (
 from edge.core.session import EdgeSession, SessionState
 from edge.core.session_values import (
     Abort,
+    Acknowledged,
     BinaryReceived,
     CheckToken,
     Close,
@@ -54,6 +55,7 @@ from steward.errors import Reason
 from steward.model.deliveries import encode_text
 from steward.model.violations import ViolationKind
 from steward.runtime.clock import boot_ms
+from steward.telemetry.logs import BUG, fields
 
 _log = logging.getLogger(__name__)
 CLOSE_ABNORMAL = 1006
@@ -82,8 +84,12 @@ class Owner(Protocol):
         """A live batch left a hole before it, which the log fills."""
         ...
 
-    def report(self, kind: ViolationKind, evidence: str) -> None:
-        """The session saw a refusal or a breach."""
+    def report(self, kind: ViolationKind, evidence: str, lost: int) -> None:
+        """The session saw a refusal or a breach; by it so many events are gone."""
+        ...
+
+    def acknowledged(self, connection: "Connection", sequence: int) -> None:
+        """The client has all events up to this one."""
         ...
 
     def leaving(self, connection: "Connection", code: int) -> None:
@@ -228,7 +234,7 @@ class Connection(asyncio.Protocol):
         try:
             self.apply(self.session.handle(boot_ms(), command))
         except Exception:
-            _log.exception("a connection ended by an error of this process")
+            _log.exception("a connection ended by an error of this process", extra=fields(do=BUG))
             self.abort()
 
     def apply(self, effects: list[Effect]) -> None:
@@ -249,8 +255,10 @@ class Connection(asyncio.Protocol):
                     if effect.reason:
                         self.owner.refused(effect.reason)
                     self.write(self.encode(effect))
-                case Report(kind, evidence):
-                    self.owner.report(kind, evidence)
+                case Report(kind, evidence, lost):
+                    self.owner.report(kind, evidence, lost)
+                case Acknowledged(sequence):
+                    self.owner.acknowledged(self, sequence)
                 case SendPing():
                     self.write(self.encode_ping())
                 case ReadPage():
@@ -443,7 +451,7 @@ class WebSocketConnection(Connection):
         try:
             self._perform(session.handle(now_ms, TextReceived(payload)))
         except Exception:
-            _log.exception("a connection ended by an error of this process")
+            _log.exception("a connection ended by an error of this process", extra=fields(do=BUG))
             self.abort()
         if session.closing:
             self._reschedule()

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from prometheus_client import Histogram
 
+from edge.host.timing import DeliveryTimes
 from steward.runtime.clock import boot_ms
 
 
@@ -26,12 +27,15 @@ class Flushed(Protocol):
 class Flusher:
     """The list of marked connections of this turn."""
 
-    __slots__ = ("_dirty", "_loop", "_seconds", "_since")
+    __slots__ = ("_dirty", "_loop", "_seconds", "_since", "_times")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: Histogram) -> None:
-        """`seconds` observes the time from `begin` to the writes."""
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, seconds: Histogram, times: DeliveryTimes
+    ) -> None:
+        """`seconds` observes the time from `begin` to the writes; `times` is told of them."""
         self._loop = loop
         self._seconds = seconds
+        self._times = times
         self._dirty: list[Flushed] = []
         self._since = 0.0
 
@@ -43,8 +47,7 @@ class Flusher:
     def end(self) -> None:
         """They are out, if nothing of them waits for the end of the turn."""
         if self._since and not self._dirty:
-            self._seconds.observe(time.perf_counter() - self._since)
-            self._since = 0.0
+            self._written()
 
     def mark(self, connection: Flushed) -> None:
         """Flush this connection at the end of the turn. The caller marks once a turn."""
@@ -58,5 +61,9 @@ class Flusher:
         for connection in dirty:
             connection.flush(now_ms)
         if self._since:
-            self._seconds.observe(time.perf_counter() - self._since)
-            self._since = 0.0
+            self._written()
+
+    def _written(self) -> None:
+        self._seconds.observe(time.perf_counter() - self._since)
+        self._since = 0.0
+        self._times.written()

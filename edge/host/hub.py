@@ -2,8 +2,7 @@
 
 It owns the audiences (one per user), the wheel and the flusher, admits connections,
 listens to registry, auth and nodes, reads pages of the log for replays, and drains. One
-event loop runs it all; there are no locks. On the way of a delivery there is no task, log
-line or span per event, unless a trace is sampled.
+event loop runs it all; there are no locks. The way of a delivery is in `delivering`.
 
 What it is told of nodes: of a fenced one its users are looked up anew, those first who wait for
 an answer, some at a time; users of a node that lives but can't be reached from here are sent
@@ -13,14 +12,13 @@ away, to come back at another edge.
 import asyncio
 import logging
 import random
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from edge.core.attachment import Attachment
 from edge.core.attachment_values import Answered, Evicted, NodeLost, PlacementMoved
-from edge.core.commands import Answer, CommandOutcome, Delivery, UserCommand
+from edge.core.commands import Answer, CommandOutcome, Delivery, TraceAnnounced, UserCommand
 from edge.core.resume import Resume, ResumePoint
 from edge.core.server_messages import Limits
 from edge.core.session import EdgeSession
@@ -32,10 +30,14 @@ from edge.core.session_values import (
     TokenChecked,
 )
 from edge.host.audience import Audience
+from edge.host.audiences import Audiences
 from edge.host.connection import Connection, EventStreamConnection, WebSocketConnection
+from edge.host.delivering import Deliveries
 from edge.host.flush import Flusher
 from edge.host.merging import MergingConnection
 from edge.host.replays import Replays
+from edge.host.spans import Arrival, EdgeSpans
+from edge.host.timing import DeliveryTimes
 from edge.host.wheel import TICK_MS, TimerWheel
 from edge.uplink.port import (
     Auth,
@@ -47,16 +49,19 @@ from edge.uplink.port import (
     Violations,
 )
 from steward.errors import ERRORS, Reason, StewardError
-from steward.model.deliveries import HEAD, decode_texts, user_check
+from steward.model.census import BUCKETS, SUM_MASK, Held
 from steward.model.identity import Identity
 from steward.model.keys import ConnectionId, Epoch, NodeIncarnation, UserKey
 from steward.model.placement import Placement
 from steward.model.stamps import rfc3339
 from steward.model.violations import Violation, ViolationKind
 from steward.runtime.clock import boot_ms, wall_ms
+from steward.telemetry import conventions as names
 from steward.telemetry.catalog import EdgeMetrics
+from steward.telemetry.instruments import exemplar_of
+from steward.telemetry.labels import CLOSE_CODES, OTHER_CODE
 from steward.telemetry.logs import fields
-from steward.telemetry.tracing import Tracing, is_sampled
+from steward.telemetry.tracing import Tracing
 
 COMMAND_S = 10.0
 REFUSED_RETRY_MS = 2_000
@@ -70,9 +75,7 @@ LEAST_AWAY_MS = 300
 AWAY_SPREAD_MS = 500
 # Users of a lost node that are looked up in one step; the next ones a tick later.
 LOOKUPS_AT_ONCE = 1024
-MOST_DEPARTED = 4096
-OWN_CODES = frozenset(row.close_code for row in ERRORS.values())
-_TRACE_FIELD = b'"trace":"'
+SLOW_CONSUMER_CODE = ERRORS[Reason.SLOW_CONSUMER].close_code
 
 _log = logging.getLogger(__name__)
 
@@ -98,19 +101,16 @@ class Hub:
 
     def __init__(self, settings: HubSettings, metrics: EdgeMetrics, tracing: Tracing) -> None:
         self.settings = settings
-        self.tracing = tracing
+        self.spans = EdgeSpans(tracing)
         self.draining = False
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self.wheel = TimerWheel(boot_ms())
-        self._flusher = Flusher(self._loop, metrics.delivery_seconds)
-        self._audiences: dict[UserKey, Audience] = {}
-        # Users who left, and the last epoch they had here: late deliveries are no offence.
-        self._departed: dict[UserKey, int] = {}
-        # By what nodes call the user in packed deliveries. No number comes twice.
-        self._channels: dict[int, Audience] = {}
+        self.times = DeliveryTimes(metrics)
+        self._flusher = Flusher(self._loop, metrics.delivery_seconds, self.times)
+        self._audiences = Audiences()
         self._channel_numbers = count(1)
-        self._departed_channels: dict[int, UserKey] = {}
+        self._deliveries = Deliveries(self, self._audiences, self._flusher, metrics)
         self._connections: set[Connection] = set()
         self._command_ids = count(1)
         self._random = random.Random()
@@ -120,8 +120,6 @@ class Hub:
         self._frames_in = metrics.frames_in
         # Client messages that are not in the metric yet.
         self._received = 0
-        self._events_out = metrics.events_out
-        self._dropped = metrics.dropped
         self._resumes = {kind: metrics.resumes.labels(resume=kind.value) for kind in Resume}
         self._open = {
             kind: metrics.connections.labels(kind=kind)
@@ -193,7 +191,7 @@ class Hub:
         if len(self._connections) >= self.settings.max_connections:
             text = "this edge is full; connect again"
             return StewardError(Reason.NO_CAPACITY, text, retry_after_ms=REFUSED_RETRY_MS)
-        audience = self._audiences.get(user)
+        audience = self._audiences.by_user.get(user)
         most = self.settings.limits.max_connections
         if audience is None:
             return None
@@ -230,6 +228,7 @@ class Hub:
         websocket: bool,
         merge: bool = False,
         received: bytes = b"",
+        arrival: Arrival | None = None,
     ) -> Connection:
         """Take a transport over, after its handshake was answered. Never waits.
 
@@ -274,13 +273,13 @@ class Hub:
         self._open[connection.KIND].inc()
         transport.set_protocol(connection)
         connection.connection_made(transport)
-        audience.join(connection)
+        audience.join(connection, self.spans.joined(connection, arrival or Arrival()))
         if received:
             connection.data_received(received)
         return connection
 
     def _audience(self, user: UserKey) -> Audience:
-        audience = self._audiences.get(user)
+        audience = self._audiences.by_user.get(user)
         if audience is None:
             attachment = Attachment(
                 boot_ms(),
@@ -290,14 +289,14 @@ class Hub:
                 self._random.randrange(1001),
                 channel := next(self._channel_numbers),
             )
-            audience = self._audiences[user] = Audience(self, user, attachment, channel)
-            self._channels[channel] = audience
+            audience = Audience(self, user, attachment, channel)
+            self._audiences.add(audience)
             self._metrics.users.set(len(self._audiences))
         return audience
 
     # ---- requests without a connection
 
-    async def command(self, user: UserKey, body: UserCommand, traceparent: str) -> CommandOutcome:
+    async def command(self, user: UserKey, body: UserCommand, arrival: Arrival) -> CommandOutcome:
         """Send one command and wait for its outcome. Raises StewardError(MANAGER_UNAVAILABLE)."""
         audience = self._audience(user)
         if self._is_cut_off(audience):
@@ -308,9 +307,9 @@ class Hub:
             if not future.done():
                 future.set_result(outcome)
 
-        audience.enter(traceparent)
+        audience.enter(self.spans.asked(arrival))
         try:
-            audience.command(traceparent, body, settle)
+            audience.command(arrival, body, settle)
             async with asyncio.timeout(COMMAND_S):
                 return await future
         except TimeoutError:
@@ -331,7 +330,7 @@ class Hub:
 
     def _near(self, user: UserKey) -> Placement | None:
         """Where this user is, if that is known here: reading places nobody."""
-        audience = self._audiences.get(user)
+        audience = self._audiences.by_user.get(user)
         return audience.placement if audience is not None else None
 
     # ---- Surroundings
@@ -359,7 +358,9 @@ class Hub:
         resume = connection.session.resume
         if resume is not None:
             self._resumes[resume].inc()
-            self._metrics.attach_seconds.observe((boot_ms() - connection.opened_ms) / 1000)
+            exemplar = exemplar_of(self.spans.trace_of(connection))
+            took_s = (boot_ms() - connection.opened_ms) / 1000
+            self._metrics.attach_seconds.observe(took_s, exemplar)
 
     def received(self) -> None:
         self._received += 1
@@ -380,8 +381,15 @@ class Hub:
 
     def leaving(self, connection: Connection, code: int) -> None:
         # A client may close with any code: as a label each would be a series of its own.
-        own = code < 3000 or code in OWN_CODES
-        self._metrics.closes.labels(code=str(code) if own else "other").inc()
+        known = str(code)
+        self._metrics.closes.labels(code=known if known in CLOSE_CODES else OTHER_CODE).inc()
+        if code == SLOW_CONSUMER_CODE:
+            self._metrics.slow_consumers.inc()
+        self.times.lost(connection)
+        self.spans.leaving(connection, code)
+
+    def events_lost(self, number: int) -> None:
+        self._metrics.lost_events.inc(number)
 
     def lost(self, connection: Connection) -> None:
         self._connections.discard(connection)
@@ -390,126 +398,31 @@ class Hub:
             self._empty.set()
 
     def over(self, audience: Audience) -> None:
-        if self._audiences.get(audience.user) is audience:
-            del self._audiences[audience.user]
-            self._departed.pop(audience.user, None)
-            self._departed[audience.user] = audience.attachment.max_epoch
-            if len(self._departed) > MOST_DEPARTED:
-                del self._departed[next(iter(self._departed))]
-            del self._channels[audience.channel]
-            self._departed_channels[audience.channel] = audience.user
-            if len(self._departed_channels) > MOST_DEPARTED:
-                del self._departed_channels[next(iter(self._departed_channels))]
+        if self._audiences.remove(audience):
+            self.times.over(audience)
             self._metrics.users.set(len(self._audiences))
 
     # ---- what peers say
 
     def answered(self, answers: Sequence[Answer]) -> None:
         for answer in answers:
-            audience = self._audiences.get(answer.user)
+            audience = self._audiences.by_user.get(answer.user)
             if audience is not None:
                 audience.handle(Answered(answer))
 
+    def batch_came(self, oldest_append_us: int) -> None:
+        self.times.batch_came(oldest_append_us)
+
+    def announced(self, traces: Sequence[TraceAnnounced]) -> None:
+        self._deliveries.announced(traces)
+
     def delivered(self, source: NodeIncarnation, deliveries: Sequence[Delivery]) -> None:
-        """The hot path: stored events to the sockets of their users."""
-        self._flusher.begin()
-        audiences = self._audiences
-        traced = self.tracing.enabled
-        began_ns = time.time_ns() if traced else 0
-        written = 0
-        for delivery in deliveries:
-            audience = audiences.get(delivery.user)
-            taken = None if audience is None else audience.deliver(source, delivery)
-            if taken is None:
-                self._refuse(audience, source, delivery)
-                continue
-            written += taken * len(delivery.events)
-            if traced:
-                self._trace(delivery.events, began_ns, taken)
-        if written:
-            self._events_out.inc(written)
+        self._deliveries.delivered(source, deliveries)
 
-    def delivered_packed(self, source: NodeIncarnation, heads: bytes, frames: bytes) -> None:
-        """The hot path for users with a channel. See the port."""
-        self._flusher.begin()
-        channels = self._channels
-        traced = self.tracing.enabled
-        began_ns = time.time_ns() if traced else 0
-        now_ms = boot_ms()
-        size = len(frames)
-        if len(heads) % HEAD.size:
-            raise StewardError(Reason.PROTOCOL_VIOLATION, "a head of a delivery is cut off")
-        written = at = 0
-        for channel, epoch, first, events, length, check in HEAD.iter_unpack(heads):
-            end = at + length
-            if end > size:
-                raise StewardError(Reason.PROTOCOL_VIOLATION, "deliveries without their frames")
-            audience = channels.get(channel)
-            if audience is None or audience.check != check:
-                self._refuse_channel(source, channel, epoch, first, check)
-            else:
-                part = frames[at:end]
-                taken = audience.deliver_frames(now_ms, source, epoch, first, events, part)
-                if taken is None:
-                    late = Delivery(audience.user, Epoch(epoch), first, [])
-                    self._refuse(audience, source, late)
-                else:
-                    written += taken * events
-                    if traced:
-                        self._trace(decode_texts(part), began_ns, taken)
-            at = end
-        if written:
-            self._events_out.inc(written)
-        self._flusher.end()
-
-    def _refuse_channel(
-        self, source: NodeIncarnation, channel: int, epoch: int, first: int, check: int
+    def delivered_packed(
+        self, source: NodeIncarnation, heads: bytes, frames: bytes | memoryview
     ) -> None:
-        """A delivery on a channel that is nobody's, no longer somebody's, or somebody else's."""
-        audience = self._channels.get(channel)
-        user = self._departed_channels.get(channel) if audience is None else audience.user
-        if user is None or user_check(user) != check:
-            text = f"event {first} came on channel {channel}, which is not of its user"
-            self.report(ViolationKind.FOREIGN_DELIVERY, text, user, epoch, source)
-            return
-        # Of somebody who left, and may be back by now.
-        again = self._audiences.get(user)
-        if again is None or epoch > again.attachment.max_epoch:
-            self._refuse(again, source, Delivery(user, Epoch(epoch), first, []))
-
-    def _trace(self, events: Sequence[bytes], began_ns: int, taken: int) -> None:
-        for event in events:
-            at = event.find(_TRACE_FIELD)
-            if at < 0:
-                continue
-            at += len(_TRACE_FIELD)
-            trace = event[at : at + 55].decode("ascii", "replace")
-            if is_sampled(trace):
-                attributes = {"steward.connections": taken}
-                self.tracing.record("edge.deliver", trace, began_ns, attributes)
-
-    def _refuse(
-        self, audience: Audience | None, source: NodeIncarnation, delivery: Delivery
-    ) -> None:
-        """A delivery that nobody may see. While no manager is attached late ones are expected."""
-        if audience is None:
-            if delivery.epoch <= self._departed.get(delivery.user, 0):
-                return
-            text = "nobody of this user is here"
-        else:
-            attachment = audience.attachment
-            if delivery.epoch < attachment.max_epoch:
-                self._dropped.inc()
-            if not attachment.live_epoch:
-                return
-            if delivery.epoch < attachment.live_epoch:
-                text = f"event {delivery.first}, while epoch {attachment.live_epoch} is attached"
-                kind = ViolationKind.STALE_DELIVERY
-                self.report(kind, text, delivery.user, delivery.epoch, source)
-                return
-            text = f"the user is attached to {attachment.live_node} under {attachment.live_epoch}"
-        kind = ViolationKind.FOREIGN_DELIVERY
-        self.report(kind, text, delivery.user, delivery.epoch, source)
+        self._deliveries.delivered_packed(source, heads, frames)
 
     def cluster_nodes(self, nodes: Mapping[NodeIncarnation, str]) -> None:
         self.nodes.keep(nodes)
@@ -550,7 +463,7 @@ class Hub:
     def _of_node(self, incarnation: NodeIncarnation) -> list[Audience]:
         return [
             audience
-            for audience in self._audiences.values()
+            for audience in self._audiences.by_user.values()
             if audience.placement is not None and audience.placement.incarnation == incarnation
         ]
 
@@ -560,26 +473,38 @@ class Hub:
         lost.sort(key=_urgency)
         for index, audience in enumerate(lost):
             wait_ms = index // LOOKUPS_AT_ONCE * TICK_MS
+            audience.search_again(names.FAILOVER if fenced else names.REATTACH)
             audience.handle(NodeLost(incarnation, fenced, wait_ms))
 
     def placement_moved(self, placement: Placement) -> None:
-        audience = self._audiences.get(placement.user)
+        audience = self._audiences.by_user.get(placement.user)
         if audience is not None:
+            audience.search_again(names.HANDOFF)
             audience.handle(PlacementMoved(placement))
 
     def user_evicted(self, user: UserKey, cause: str) -> None:
-        audience = self._audiences.get(user)
+        audience = self._audiences.by_user.get(user)
         if audience is not None:
             _log.info("the sessions of a user were ended", extra=fields(cause=cause))
             audience.handle(Evicted())
 
     def count_connections(self, users: Sequence[UserKey]) -> tuple[int, list[int]]:
         """Of all users, and of each of these; an operator asks, through the registry."""
-        audiences = [self._audiences.get(user) for user in users]
+        audiences = [self._audiences.by_user.get(user) for user in users]
         return len(self._connections), [len(a.connections) if a else 0 for a in audiences]
 
+    def attachments(self) -> Iterator[Held]:
+        """See the port. The hash is of this process alone: the registry compares it with itself."""
+        for audience in list(self._audiences.by_user.values()):
+            attachment = audience.attachment
+            epoch, node = attachment.live_epoch, attachment.live_node
+            if epoch and node is not None:
+                user = audience.user
+                weight = hash((user, epoch, node)) & SUM_MASK
+                yield Held(audience.check % BUCKETS, weight, user, Epoch(epoch), node)
+
     def user_revoked(self, user: UserKey, issued_before_ms: int) -> None:
-        audience = self._audiences.get(user)
+        audience = self._audiences.by_user.get(user)
         for connection in audience.connections if audience is not None else ():
             if connection.session.issued_at_ms < issued_before_ms:
                 connection.handle(End(Reason.TOKEN_REVOKED))

@@ -8,6 +8,7 @@ kept any more ends its connection, which comes back and is told `reset`. At most
 
 import asyncio
 import random
+from collections.abc import Sequence
 from typing import Protocol
 
 from edge.core.batch import EventBatch
@@ -36,6 +37,10 @@ class Reader(Protocol):
 
     def trimmed(self, stream_id: StreamId, oldest: int) -> None:
         """The log keeps the events from `oldest` on: whoever comes begins there."""
+        ...
+
+    def replayed(self, connection: Connection, events: Sequence[bytes]) -> None:
+        """This connection gets these stored events next."""
         ...
 
 
@@ -80,6 +85,7 @@ class Replays:
                     connection.handle(ReadFailed(Reason.MANAGER_UNAVAILABLE))
                     return
                 if read.events:
+                    reader.replayed(connection, read.events)
                     connection.handle(_page(read, connection.session, page.after + 1))
                     return
             await asyncio.sleep(wait_s * self._random.uniform(0.5, 1.0))

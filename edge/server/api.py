@@ -21,14 +21,15 @@ from edge.core.commands import (
 )
 from edge.core.resume import is_id, parse_resume
 from edge.host.hub import Hub
+from edge.host.spans import Arrival
 from edge.server.answers import json_answer
-from edge.server.connect import identify, one
+from edge.server.connect import TRACEPARENT, identify, one
 from edge.server.credentials import BearerToken, parse_credential
 from edge.uplink.port import EventRange
 from steward.errors import Reason, StewardError
+from steward.model.keys import UserKey
 from steward.model.stamps import rfc3339
 from steward.model.violations import ViolationKind
-from steward.telemetry.tracing import is_traceparent
 
 BODY_S = 10.0
 MOST_EVENTS = 1000
@@ -54,25 +55,31 @@ class Api:
 
     async def send_message(self, request: web.Request) -> web.Response:
         """`POST /v1/messages`: 202 with the `accepted` body, also for a duplicate."""
-        identity = await identify(self._hub, request)
+        arrival = Arrival.of(request.headers.get(TRACEPARENT, ""))
+        self._hub.spans.arrive(arrival)
+        identity = await identify(self._hub, request, arrival)
         try:
             message = parse_user_message(await _body(request))
         except MessageRefused as refused:
             if refused.names_user:
                 self._hub.report(ViolationKind.FOREIGN_USER, refused.message, identity.user)
             raise StewardError(Reason.PROTOCOL_VIOLATION, refused.message) from None
-        outcome = await self._command(request, identity.user, message)
+        if not arrival.parent and message.trace:
+            arrival = Arrival.of(message.trace)
+        outcome = await self._command(identity.user, message, arrival)
         if not isinstance(outcome, Accepted):
             raise StewardError(Reason.INTERNAL, "the manager gave another answer")
         return json_answer(say.accepted(outcome), 202)
 
     async def cancel_run(self, request: web.Request) -> web.Response:
         """`POST /v1/runs/{run_id}/cancel`: 202, also when the run is over already."""
-        identity = await identify(self._hub, request)
+        arrival = Arrival.of(request.headers.get(TRACEPARENT, ""))
+        self._hub.spans.arrive(arrival)
+        identity = await identify(self._hub, request, arrival)
         run_id = request.match_info["run_id"]
         if not is_id(run_id):
             raise StewardError(Reason.NOT_FOUND, "no run of this name")
-        outcome = await self._command(request, identity.user, CancelRun(run_id=run_id))
+        outcome = await self._command(identity.user, CancelRun(run_id=run_id), arrival)
         named = outcome.run_id if isinstance(outcome, CancelAccepted) else ""
         return json_answer({"run_id": named or run_id}, 202)
 
@@ -104,7 +111,7 @@ class Api:
     async def list_threads(self, request: web.Request) -> web.Response:
         """`GET /v1/threads?limit=&next=`: the user's threads, newest first."""
         identity = await identify(self._hub, request)
-        page = one(request, "next") or ""
+        page = one(request.query, "next") or ""
         if len(page) > MAX_PAGE_CHARACTERS:
             raise StewardError(Reason.PROTOCOL_VIOLATION, "next is not what an answer said")
         threads = await self._hub.threads(identity.user, _limit(request), page)
@@ -129,7 +136,7 @@ class Api:
         thread_id = request.match_info["thread_id"]
         if not is_id(thread_id):
             raise StewardError(Reason.NOT_FOUND, "no thread of this name")
-        after = parse_resume(one(request, "after"), None).after
+        after = parse_resume(one(request.query, "after"), None).after
         wanted = EventRange(
             after=after or 0,
             limit=_limit(request),
@@ -147,11 +154,10 @@ class Api:
         return json_answer(body + b"}")
 
     async def _command(
-        self, request: web.Request, user: Any, command: UserCommand
+        self, user: UserKey, command: UserCommand, arrival: Arrival
     ) -> CommandOutcome:
         """The outcome of a command that was not refused. Raises StewardError."""
-        trace = request.headers.get("traceparent", "")
-        outcome = await self._hub.command(user, command, trace if is_traceparent(trace) else "")
+        outcome = await self._hub.command(user, command, arrival)
         if isinstance(outcome, Refused):
             raise StewardError(
                 outcome.reason, outcome.message, retry_after_ms=outcome.retry_after_ms or None
@@ -169,7 +175,7 @@ async def _body(request: web.Request) -> bytes:
 
 
 def _limit(request: web.Request) -> int:
-    text = one(request, "limit")
+    text = one(request.query, "limit")
     if text is None:
         return DEFAULT_EVENTS
     if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MOST_EVENTS):

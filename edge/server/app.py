@@ -9,13 +9,14 @@ from aiohttp import hdrs, web
 from edge.host.hub import Hub
 from edge.server.answers import error_answer, json_answer, secure
 from edge.server.api import Api
-from edge.server.connect import Connect
+from edge.server.connect import Asked, Connect
 from edge.server.credentials import Doors
+from edge.server.door import Doorway
 from edge.server.runner import Runner
 from edge.server.takeover import TakenOver
 from steward.errors import Reason, StewardError
 from steward.model.violations import ViolationKind
-from steward.telemetry.catalog import EdgeMetrics
+from steward.telemetry.logs import BUG, fields
 
 IDLE_S = 30.0
 MOST_QUOTED = 200
@@ -27,7 +28,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def make_app(
     hub: Hub,
-    metrics: EdgeMetrics,
+    connect: Connect,
     doors: Callable[[], Doors],
     unready: Callable[[], str | None],
     static: Path,
@@ -60,7 +61,6 @@ def make_app(
 
         return handler
 
-    connect = Connect(hub, metrics)
     app = web.Application(middlewares=[guard], client_max_size=max_body_bytes)
     app.add_routes(
         [
@@ -84,15 +84,7 @@ async def _guarded(
     """Check where the request comes from; make every failure a JSON error."""
     try:
         if request.path not in _HEALTH:
-            if not doors.admits_host(request.headers.get(hdrs.HOST)):
-                raise StewardError(Reason.PERMISSION_DENIED, "this edge has another name")
-            origins = request.headers.getall(hdrs.ORIGIN, ())
-            if not all(map(doors.admits_origin, origins)):
-                text = f"origin {', '.join(origins)[:MOST_QUOTED]!r} at {request.path!r}"
-                hub.report(ViolationKind.FOREIGN_ORIGIN, text)
-                raise StewardError(Reason.PERMISSION_DENIED, "pages of this origin may not come in")
-            if hub.draining and request.path.startswith("/v1/"):
-                raise hub.stopping()
+            check_entry(request, doors, hub)
         return await handler(request)
     except StewardError as error:
         return error_answer(error)
@@ -103,8 +95,22 @@ async def _guarded(
     except ConnectionError:
         raise
     except Exception:
-        _log.exception("a request failed by an error of this process")
+        _log.exception("a request failed by an error of this process", extra=fields(do=BUG))
         return error_answer(StewardError(Reason.INTERNAL, "an error of this edge"))
+
+
+def check_entry(asked: Asked, doors: Doors, hub: Hub) -> None:
+    """Raises StewardError for a request to another name, of a foreign page, or when it is late."""
+    headers = asked.headers
+    if not doors.admits_host(headers.get(hdrs.HOST)):
+        raise StewardError(Reason.PERMISSION_DENIED, "this edge has another name")
+    origins = headers.getall(hdrs.ORIGIN, ())
+    if not all(map(doors.admits_origin, origins)):
+        text = f"origin {', '.join(origins)[:MOST_QUOTED]!r} at {asked.path!r}"
+        hub.report(ViolationKind.FOREIGN_ORIGIN, text)
+        raise StewardError(Reason.PERMISSION_DENIED, "pages of this origin may not come in")
+    if hub.draining and asked.path.startswith("/v1/"):
+        raise hub.stopping()
 
 
 def _problem(problem: web.HTTPException) -> web.Response:
@@ -134,13 +140,14 @@ def doors_for(
     return Doors(urls)
 
 
-def make_runner(app: web.Application) -> web.AppRunner:
+def make_runner(app: web.Application, doorway: Doorway) -> web.AppRunner:
     """A runner without access log; a client that sends no whole request is cut after `IDLE_S`.
 
     Bodies are taken as they come: nothing unpacks what a stranger has packed.
     """
     return Runner(
         app,
+        doorway,
         access_log=None,
         handle_signals=False,
         keepalive_timeout=IDLE_S,

@@ -6,11 +6,14 @@ long, the begin of a token. Here it gets the JSON error of every other refusal, 
 line without a byte of it.
 """
 
+import asyncio
 import logging
+from typing import Any
 
 from aiohttp import web
 
 from edge.server.answers import error_answer, secure
+from edge.server.door import Doorway, Visitor
 from steward.errors import Reason, StewardError
 
 _log = logging.getLogger(__name__)
@@ -19,15 +22,28 @@ _log = logging.getLogger(__name__)
 class Runner(web.AppRunner):
     """As `web.AppRunner`, which names no other way to choose the class of its connections."""
 
+    def __init__(self, app: web.Application, doorway: Doorway, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._doorway = doorway
+
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(
+        made = _Server(
             server.request_handler, request_factory=server.request_factory, **server._kwargs
         )
+        made.doorway = self._doorway
+        return made
 
 
 class _Server(web.Server):
-    def __call__(self) -> web.RequestHandler:
+    """Connections come through the door; the others are its own."""
+
+    doorway: Doorway
+
+    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]
+        return Visitor(self.doorway, self._request)
+
+    def _request(self) -> web.RequestHandler:
         return _Requests(self, loop=self._loop, **self._kwargs)
 
 

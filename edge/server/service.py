@@ -14,19 +14,22 @@ from prometheus_client import CollectorRegistry
 
 from edge.core.server_messages import Limits
 from edge.host.hub import Hub, HubSettings
-from edge.server.app import doors_for, make_app, make_runner
+from edge.server.app import check_entry, doors_for, make_app, make_runner
+from edge.server.connect import Connect
 from edge.server.credentials import Doors
+from edge.server.door import Doorway
 from edge.settings import STATIC, EdgeSettings
 from edge.uplink.auth import GrpcAuth
-from edge.uplink.nodes import GrpcNodes
+from edge.uplink.nodes import WireNodes
 from edge.uplink.registry import GrpcRegistry
 from steward.rpc.keys import CONTROL_KEY, load_or_create_key
 from steward.rpc.roles import Role, RoleCredentials
 from steward.rpc.violations import ViolationReporter
+from steward.runtime.heap import settle
 from steward.runtime.service import EnvironmentUnusable
 from steward.telemetry.catalog import EdgeMetrics
-from steward.telemetry.lag import LagProbe
 from steward.telemetry.otlp import make_tracing
+from steward.telemetry.probes import ProcessProbes
 
 LAST_CALL_S = 0.2
 """How long a stopping edge still answers; less than anybody is told to stay away."""
@@ -58,25 +61,31 @@ class EdgeService:
             settings.registry, credentials, settings.cluster, self._id, release, hub
         )
         self._auth = GrpcAuth(settings.auth, credentials, settings.cluster, self._id, hub)
-        self._nodes = GrpcNodes(credentials, settings.cluster, self._id, release, hub)
-        self._violations = ViolationReporter(settings.registry, credentials, self._metrics)
+        self._nodes = WireNodes(credentials, settings.cluster, self._id, release, hub)
+        self._metrics.waiting_commands.set_function(lambda: self._nodes.waiting)
+        self._violations = ViolationReporter(
+            settings.registry, credentials, self._metrics, tracing=self._tracing
+        )
         hub.registry, hub.auth, hub.nodes = self._registry, self._auth, self._nodes
         hub.violations = self._violations
         self._hub = hub
-        self._lag = LagProbe(self._metrics.loop_lag)
-        self._lag.start()
+        self._probes = ProcessProbes(self._metrics)
+        self._probes.start()
         hub.start()
+        connect = Connect(hub, self._metrics)
+        self._doorway = Doorway(connect, lambda asked: check_entry(asked, self._doors, hub))
         app = make_app(
             hub,
-            self._metrics,
+            connect,
             lambda: self._doors,
             self.unready,
             STATIC,
             settings.max_message_bytes,
         )
-        self._runner = make_runner(app)
+        self._runner = make_runner(app, self._doorway)
         await self._runner.setup()
         await self._listen()
+        settle()
 
     async def _listen(self) -> None:
         settings = self._settings
@@ -132,13 +141,14 @@ class EdgeService:
         if self._site is not None:
             await self._site.stop()
         await drained
+        self._doorway.close()
         await self._runner.cleanup()
         await hub.close()
         await self._nodes.close()
         await self._auth.close()
         await self._registry.close()
         await self._violations.close()
-        self._lag.stop()
+        self._probes.stop()
         self._tracing.close()
 
 

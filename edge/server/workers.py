@@ -93,7 +93,10 @@ class EdgeWorkers:
         await asyncio.wait({w.ended for w in self._workers}, return_when=asyncio.FIRST_COMPLETED)
         worker = next(w for w in self._workers if w.ended.done())
         code = worker.ended.result()
-        _log.error("a worker ended; all end", extra=fields(worker=worker.id, code=code))
+        _log.error(
+            "a worker ended; all end",
+            extra=fields(worker=worker.id, code=code, do="see what it said before"),
+        )
         if code == EXIT_WRONG_USE:
             await self.stop()
             raise EnvironmentUnusable(f"{worker.id} can't run; it said why")

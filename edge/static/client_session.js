@@ -23,6 +23,9 @@ const DIAL_MS = 30_000;
 const BACKOFF_FIRST_MS = 250;
 const BACKOFF_MAX_MS = 30_000;
 const BACKOFF_RESET_MS = 10_000;
+// The least time between two acknowledgements of sampled events.
+const ACK_EVERY_MS = 50;
+const SAMPLED = /^.{54}[13579bdf]$/;
 const REFRESH_AHEAD_MS = 60_000;
 const CLOSE_NORMAL = 1000;
 const CLOSE_TO_RESUME = 3000;
@@ -95,6 +98,8 @@ export class ClientSession {
   #aliveUntil = null;
   #leaveAt = null;
   #refreshAt = null;
+  #ackAt = null;
+  #ackedAt = -ACK_EVERY_MS;
 
   /**
    * @param {{after?: number|null, stream?: string|null, renewable?: boolean, max_pending?: number}} [config]
@@ -135,7 +140,14 @@ export class ClientSession {
 
   /** When the machine wants a `tick`, in ms of the driver's clock; null means never. */
   nextDeadline() {
-    const times = [this.#dialAt, this.#readyBy, this.#aliveUntil, this.#leaveAt, this.#refreshAt];
+    const times = [
+      this.#dialAt,
+      this.#readyBy,
+      this.#aliveUntil,
+      this.#leaveAt,
+      this.#refreshAt,
+      this.#ackAt,
+    ];
     const set = times.filter((time) => time !== null);
     return set.length ? Math.min(...set) : null;
   }
@@ -258,6 +270,7 @@ export class ClientSession {
     this.#aliveUntil = null;
     this.#leaveAt = null;
     this.#refreshAt = null;
+    this.#ackAt = null;
   }
 
   #end(reason, shuts = false) {
@@ -373,7 +386,9 @@ export class ClientSession {
     this.#sequence = sequence;
     this.#epoch = epoch;
     this.#takesAnyNext = false;
-    return [{ type: "deliver", sequence, event: frame }];
+    const deliver = { type: "deliver", sequence, event: frame };
+    // So that a trace that is kept ends where the user is.
+    return SAMPLED.test(frame.trace) ? [deliver, ...this.#acknowledge(nowMs)] : [deliver];
   }
 
   // -- messages, tokens, time -------------------------------------------------------------------
@@ -391,6 +406,14 @@ export class ClientSession {
     if (this.#posts.length >= this.#maxPending) return [{ type: "problem", reason: "QUEUE_FULL" }];
     this.#posts.push(frame);
     return [];
+  }
+
+  #acknowledge(nowMs) {
+    const dueAt = this.#ackedAt + ACK_EVERY_MS;
+    this.#ackAt = nowMs < dueAt ? dueAt : null;
+    if (this.#ackAt !== null) return [];
+    this.#ackedAt = nowMs;
+    return [write({ type: "ack", sequence: this.#sequence })];
   }
 
   #planRefresh(nowMs, expiresAt) {
@@ -411,6 +434,7 @@ export class ClientSession {
       this.#refreshAt = null;
       return [{ type: "refresh_token" }];
     }
+    if (isDue(this.#ackAt)) return this.#acknowledge(nowMs);
     return [];
   }
 }

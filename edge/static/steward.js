@@ -68,6 +68,7 @@ export class Client extends EventTarget {
   #sends = new Map();
   #iterators = new Set();
   #pings = new Map();
+  #trace;
   #wake = () => this.retry();
 
   /**
@@ -81,6 +82,8 @@ export class Client extends EventTarget {
    * @param {string} [options.clientId] id of this tab or device; a second connection with it takes over
    * @param {"ticket"|"subprotocol"} [options.auth] how the socket is authenticated: by a one-use ticket
    *   (refusals can be told apart), or by the token as a subprotocol (one round trip less)
+   * @param {() => string | undefined} [options.trace] the `traceparent` of what a message is sent for,
+   *   asked for each; without one the edge begins a trace
    * @param {boolean} [options.merge] lets the server send neighbouring deltas of one text as one event,
    *   with `from_sequence`, while this client reads too slowly; `ready.merge` says whether it does
    * @param {typeof globalThis.WebSocket} [options.WebSocket] for Node before 22
@@ -93,6 +96,7 @@ export class Client extends EventTarget {
     clientId = newId(),
     auth = "ticket",
     merge = false,
+    trace = () => undefined,
     WebSocket = globalThis.WebSocket,
     fetch = globalThis.fetch,
   }) {
@@ -106,6 +110,7 @@ export class Client extends EventTarget {
     this.#auth = auth;
     this.#clientId = clientId;
     this.#merge = merge;
+    this.#trace = trace;
     this.#WebSocket = WebSocket;
     this.#fetch = (...request) => fetch(...request);
     this.#session = new ClientSession({
@@ -149,16 +154,17 @@ export class Client extends EventTarget {
   /**
    * Send a message. Resolves when it is in the log; sent again by itself until then.
    * @param {string | object[]} content
-   * @param {{id?: string, threadId?: string, agent?: string, overlap?: string}} [options] `id` is the
+   * @param {{id?: string, threadId?: string, agent?: string, overlap?: string, trace?: string}} [options] `id` is the
    *   idempotency key: the same id again is the same message
    * @returns {Promise<{id: string, run_id: string, sequence: number, duplicate: boolean, queue_position?: number}>}
    * @throws {StewardError} the message was refused, or the session ended
    */
-  send(content, { id = newId(), threadId, agent, overlap } = {}) {
+  send(content, { id = newId(), threadId, agent, overlap, trace = this.#trace() } = {}) {
     const frame = { type: "user_message", id, content };
     if (threadId !== undefined) frame.thread_id = threadId;
     if (agent !== undefined) frame.agent = agent;
     if (overlap !== undefined) frame.overlap = overlap;
+    if (trace) frame.trace = trace;
     check(frame);
     const waiting = this.#sends.get(id);
     if (waiting !== undefined) return waiting.promise;

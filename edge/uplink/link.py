@@ -2,30 +2,29 @@
 
 A `NodeLink` opens at once and lives until it breaks, is dropped, or the node ends it; then it
 says `ended`, once. Commands that were not answered are the attachments' affair. Probes go in
-their place among the commands, each as a message of its own.
+their place among the commands, each as a message of its own. The stream is a framed
+connection; a node that ends that without a welcome and without a reason is asked for a gRPC
+stream (`edge.uplink.carriers`).
 """
 
 import asyncio
 import logging
 from typing import Protocol
 
-from edge.convert import answer_of, command_to_proto, deliveries_of
-from edge.core.commands import EdgeCommand
-from edge.core.reach import SendProbe
+from edge.convert import answer_of, deliveries_of, traces_of
+from edge.uplink.carriers import Box, Item, hold_framed, hold_grpc
 from edge.uplink.port import NodeListener
 from steward.errors import Reason, StewardError
 from steward.model.keys import NodeIncarnation
-from steward.rpc.factory import make_channel
-from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
-from steward.rpc.stream import PeerStream
+from steward.rpc.factory import call_metadata, make_channel
+from steward.rpc.frame_link import Unspoken
+from steward.rpc.outbox import OutboxClosed, OutboxFull
+from steward.rpc.roles import RoleCredentials
+from steward.telemetry.logs import BUG, fields
 from steward.v1 import agent_service_pb2 as pb
 from steward.v1 import agent_service_pb2_grpc as rpc
 
-MOST_COMMANDS = 512
-
 _log = logging.getLogger(__name__)
-
-Item = EdgeCommand | SendProbe
 
 
 class LinkOwner(Protocol):
@@ -33,9 +32,9 @@ class LinkOwner(Protocol):
 
     listener: NodeListener
 
-    def metadata(self) -> tuple[tuple[str, str], ...]: ...
+    credentials: RoleCredentials
 
-    def hello(self, incarnation: NodeIncarnation) -> pb.HoldEdgeStreamRequest: ...
+    def hello(self, incarnation: NodeIncarnation) -> pb.EdgeStreamHello: ...
 
     def opened(self, link: "NodeLink") -> None:
         """The node said welcome."""
@@ -54,19 +53,6 @@ class LinkOwner(Protocol):
         ...
 
 
-class _Box(Outbox[Item]):
-    """Gives probes alone, in their place: a message carries commands or one probe."""
-
-    async def take(self, most: int) -> list[Item]:
-        items = await super().take(most)
-        for index, item in enumerate(items):
-            if isinstance(item, SendProbe):
-                end = max(index, 1)
-                self._items.extendleft(reversed(items[end:]))
-                return items[:end]
-        return items
-
-
 class NodeLink:
     """The stream, and the channel that reads use too. `reached`: it had its welcome."""
 
@@ -76,18 +62,27 @@ class NodeLink:
         # True: nothing that still comes is to be passed on, nor the end of it.
         self.dropped = False
         self._closing = False
+        self._address = address
         self._channel = make_channel(address)
         self.stub = rpc.AgentServiceStub(self._channel)
-        self._outbox = _Box()
+        self._outbox = Box()
         self._owner = owner
         self.task: asyncio.Task[None] = asyncio.create_task(self._run())
+
+    @property
+    def waiting(self) -> int:
+        """What is not sent yet, because the node does not read."""
+        return len(self._outbox)
 
     def send(self, item: Item) -> None:
         """Send in order; lost when the stream ends, which `ended` tells."""
         try:
             self._outbox.put(item)
         except OutboxFull:
-            _log.warning("node %s does not read; its stream is closed", self.incarnation.node_id)
+            _log.warning(
+                "a node does not read; its stream is closed",
+                extra=fields(node=self.incarnation.node_id),
+            )
             self._outbox.close()
         except OutboxClosed:
             pass
@@ -100,28 +95,30 @@ class NodeLink:
 
     async def _run(self) -> None:
         owner = self._owner
-        stream: PeerStream[Item, pb.HoldEdgeStreamRequest, pb.HoldEdgeStreamResponse]
-        stream = PeerStream(
-            open_call=lambda: self.stub.HoldEdgeStream(metadata=owner.metadata()),
-            hello=owner.hello(self.incarnation),
-            pack=_pack,
-            most=MOST_COMMANDS,
-            on_welcome=self._on_welcome,
-            on_message=self._on_message,
-        )
         why = "the stream was closed here"
         try:
-            await stream.hold(self._outbox)
+            await self._hold(owner.hello(self.incarnation), owner.credentials)
             why = "the node ended the stream"
         except StewardError as error:
             why = str(error)
         except Exception:
-            _log.exception("the stream to %s ended by an error of this process", self.incarnation)
+            _log.exception(
+                "the stream to a node ended by an error of this process",
+                extra=fields(node=self.incarnation.node_id, do=BUG),
+            )
             why = "an error of this process"
         finally:
             self._outbox.close()
             owner.ended(self, why)
             await self._channel.close()
+
+    async def _hold(self, hello: pb.EdgeStreamHello, credentials: RoleCredentials) -> None:
+        """Hold the stream to its end. Raises StewardError."""
+        ends = (self._outbox, self._on_welcome, self._on_batch)
+        try:
+            await hold_framed(self._address, hello, credentials.token(), *ends)
+        except Unspoken:
+            await hold_grpc(self.stub, call_metadata(credentials), hello, *ends)
 
     def _on_welcome(self, message: pb.HoldEdgeStreamResponse) -> None:
         welcome = message.welcome
@@ -131,25 +128,20 @@ class NodeLink:
         if not self.dropped:
             self._owner.opened(self)
 
-    def _on_message(self, message: pb.HoldEdgeStreamResponse) -> None:
+    def _on_batch(self, batch: pb.NodeBatch, frames: bytes | memoryview) -> None:
         if self.dropped:
             return
-        batch = message.batch
         owner = self._owner
         owner.heard(self)
         if batch.answers:
             owner.listener.answered([answer_of(answer) for answer in batch.answers])
+        if oldest_us := batch.oldest_append_us:
+            owner.listener.batch_came(oldest_us)
+        if batch.traces:
+            owner.listener.announced(traces_of(batch.traces))
         if batch.deliveries:
             owner.listener.delivered(self.incarnation, deliveries_of(batch.deliveries))
         if heads := batch.heads:
-            owner.listener.delivered_packed(self.incarnation, heads, batch.frames)
+            owner.listener.delivered_packed(self.incarnation, heads, frames)
         for number in batch.probes:
             owner.echoed(self, number)
-
-
-def _pack(items: list[Item]) -> pb.HoldEdgeStreamRequest:
-    first = items[0]
-    if isinstance(first, SendProbe):
-        return pb.HoldEdgeStreamRequest(probe=pb.StreamProbe(number=first.number))
-    commands = [command_to_proto(item) for item in items if isinstance(item, EdgeCommand)]
-    return pb.HoldEdgeStreamRequest(commands=pb.CommandBatch(commands=commands))

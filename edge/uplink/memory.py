@@ -393,10 +393,12 @@ class MemoryAuth:
         self.tokens: dict[str, Identity] = {}
         self.tickets: dict[str, Identity] = {}
 
-    def check_token(self, token: str) -> "asyncio.Future[Identity]":
+    def check_token(self, token: str, traceparent: str = "") -> "asyncio.Future[Identity]":
         return _settled(self.tokens.get(token))
 
-    def redeem_ticket(self, ticket: str, origin: str) -> "asyncio.Future[Identity]":
+    def redeem_ticket(
+        self, ticket: str, origin: str, traceparent: str = ""
+    ) -> "asyncio.Future[Identity]":
         return _settled(self.tickets.pop(ticket, None))
 
     def issue_ticket(self, token: str, origin: str) -> "asyncio.Future[TicketIssued]":

@@ -1,10 +1,10 @@
-"""Streams to agent nodes over gRPC: one per incarnation, warm to every node that lives.
+"""Streams to agent nodes: one per incarnation, warm to every node that lives.
 
 A stream is opened as soon as the registry names the node (a few at a time), or by the
 first command for it, and opened again with a backoff for as long as the node is named. A
 probe on each tells whether it carries anything (`edge.core.reach`). A node that is no
 longer named loses its stream after `UNLISTED_MS`: the registry itself may have just begun
-anew. A dropped one loses it at once. Stored events and threads are read by unary calls with
+anew. A dropped one loses it at once. Stored events and threads are read by unary gRPC calls with
 a deadline, from the user's own node first, unless it is silent, and from any other after it.
 """
 
@@ -52,8 +52,8 @@ class _Peer:
         self.unlisted_ms = boot_ms()
 
 
-class GrpcNodes:
-    """`edge.uplink.port.Nodes` over gRPC, and the `LinkOwner` of its streams."""
+class WireNodes:
+    """`edge.uplink.port.Nodes` over the network, and the `LinkOwner` of its streams."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class GrpcNodes:
         listener: NodeListener,
     ) -> None:
         self.listener = listener
-        self._credentials = credentials
+        self.credentials = credentials
         self._cluster = cluster
         self._edge_id = edge_id
         self._version = version
@@ -83,6 +83,11 @@ class GrpcNodes:
     @property
     def proven(self) -> int:
         return sum(peer.reach.proven for peer in self._peers.values())
+
+    @property
+    def waiting(self) -> int:
+        """Commands that are not sent yet, to all nodes."""
+        return sum(peer.link.waiting for peer in self._peers.values() if peer.link is not None)
 
     def is_given_up(self, incarnation: NodeIncarnation) -> bool:
         """See the port."""
@@ -179,17 +184,12 @@ class GrpcNodes:
 
     # ---- for the links
 
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        return call_metadata(self._credentials)
-
-    def hello(self, incarnation: NodeIncarnation) -> pb.HoldEdgeStreamRequest:
-        return pb.HoldEdgeStreamRequest(
-            hello=pb.EdgeStreamHello(
-                cluster=self._cluster,
-                edge_id=self._edge_id,
-                node_rev=incarnation.node_rev,
-                version=self._version,
-            )
+    def hello(self, incarnation: NodeIncarnation) -> pb.EdgeStreamHello:
+        return pb.EdgeStreamHello(
+            cluster=self._cluster,
+            edge_id=self._edge_id,
+            node_rev=incarnation.node_rev,
+            version=self._version,
         )
 
     def opened(self, link: NodeLink) -> None:
@@ -286,7 +286,7 @@ class GrpcNodes:
     async def _ask(self, method: Callable[..., Awaitable[Any]], request: object) -> Any:
         """One read. Raises StewardError, also when the node is dropped while it is under way."""
         try:
-            return await method(request, timeout=READ_S, metadata=self.metadata())
+            return await method(request, timeout=READ_S, metadata=call_metadata(self.credentials))
         except grpc.RpcError as failure:
             raise error_of(failure) from None
         except grpc.aio.UsageError:

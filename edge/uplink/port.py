@@ -6,12 +6,13 @@ What peers push arrives at the listeners, on the event loop, in order.
 """
 
 from asyncio import Future
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edge.core.commands import Answer, Delivery, EdgeCommand
+from edge.core.commands import Answer, Delivery, EdgeCommand, TraceAnnounced
 from steward.errors import Reason, StewardError
+from steward.model.census import Held
 from steward.model.identity import Identity
 from steward.model.keys import NodeIncarnation, StreamId, UserKey
 from steward.model.placement import Placement
@@ -89,6 +90,10 @@ class RegistryListener(Protocol):
         """How many are open here: all, and those of each of these users."""
         ...
 
+    def attachments(self) -> Iterator[Held]:
+        """Users who are attached to a manager, each as it is when the walk comes to it."""
+        ...
+
 
 class AuthListener(Protocol):
     """What auth pushes."""
@@ -99,16 +104,30 @@ class AuthListener(Protocol):
 class NodeListener(Protocol):
     """What agent nodes say, and how they are reached. Answers come before deliveries."""
 
+    def batch_came(self, oldest_append_us: int) -> None:
+        """Said before a batch's deliveries: since when the oldest is durable; 0 is unknown.
+
+        In microseconds of the node's wall clock.
+        """
+        ...
+
     def answered(self, answers: Sequence[Answer]) -> None: ...
+
+    def announced(self, traces: Sequence[TraceAnnounced]) -> None:
+        """Events that are sampled, before they are delivered."""
+        ...
 
     def delivered(self, source: NodeIncarnation, deliveries: Sequence[Delivery]) -> None:
         """Events from this node's stream. Nothing comes of one that was dropped."""
         ...
 
-    def delivered_packed(self, source: NodeIncarnation, heads: bytes, frames: bytes) -> None:
+    def delivered_packed(
+        self, source: NodeIncarnation, heads: bytes, frames: bytes | memoryview
+    ) -> None:
         """The same for users whose attach named a channel; see `steward.model.deliveries`.
 
-        Raises StewardError(PROTOCOL_VIOLATION) when heads and frames don't fit.
+        The bytes of `frames` are good until this returns. Raises
+        StewardError(PROTOCOL_VIOLATION) when heads and frames don't fit.
         """
         ...
 
@@ -155,9 +174,11 @@ class Auth(Protocol):
     @property
     def connected(self) -> bool: ...
 
-    def check_token(self, token: str) -> "Future[Identity]": ...
+    def check_token(self, token: str, traceparent: str = "") -> "Future[Identity]":
+        """Who the token is of. `traceparent`: of the request, if that is sampled."""
+        ...
 
-    def redeem_ticket(self, ticket: str, origin: str) -> "Future[Identity]":
+    def redeem_ticket(self, ticket: str, origin: str, traceparent: str = "") -> "Future[Identity]":
         """Who the ticket stands for, once; TicketReplayed when it came before."""
         ...
 

@@ -3,6 +3,10 @@
 Resolves wait in one outbox and travel together, at most 512 users in a message. When the
 stream breaks, those without an answer are asked again on the next one: a resolve is safe
 to repeat. Each ends within `RESOLVE_S`, with a placement or a StewardError.
+
+The address may name several registries, of which one serves. Each stream has a connection of its
+own, and one on which nothing came for `QUIET_S` while something was asked is given up: a registry
+that stands still keeps its connections, and another may serve by now.
 """
 
 import asyncio
@@ -15,14 +19,18 @@ from edge.uplink.questions import Questions
 from steward.errors import Reason, StewardError
 from steward.model.keys import NodeId, NodeIncarnation, NodeRev, UserKey
 from steward.model.placement import Placement
+from steward.rpc.census import HoldingsAnswers
 from steward.rpc.factory import call_metadata, make_channel
 from steward.rpc.outbox import Outbox, OutboxClosed, OutboxFull
 from steward.rpc.roles import RoleCredentials
 from steward.rpc.stream import PeerStream, keep
+from steward.telemetry.logs import fields
 from steward.v1 import registry_service_pb2 as pb
 from steward.v1 import registry_service_pb2_grpc as rpc
 
 RESOLVE_S = 3.0
+QUIET_S = 2.5
+"""More than a registry may think about a resolve (`resolve_wait_ms`, 2 s)."""
 MOST_USERS = 512
 
 _log = logging.getLogger(__name__)
@@ -38,6 +46,7 @@ class _Query:
 
 # A query, or a message that is ready to go.
 _Item = _Query | pb.HoldEdgeSessionRequest
+_Stream = PeerStream[_Item, pb.HoldEdgeSessionRequest, pb.HoldEdgeSessionResponse]
 
 
 class GrpcRegistry:
@@ -52,8 +61,7 @@ class GrpcRegistry:
         version: str,
         listener: RegistryListener,
     ) -> None:
-        self._channel = make_channel(address)
-        self._stub = rpc.RegistryServiceStub(self._channel)
+        self._address = address
         self._credentials = credentials
         self._listener = listener
         self._questions = Questions("the registry", RESOLVE_S)
@@ -64,23 +72,21 @@ class GrpcRegistry:
         self._last_message = 0
         self._connected = False
         self._was_connected = False
-        self._stream: PeerStream[_Item, pb.HoldEdgeSessionRequest, pb.HoldEdgeSessionResponse] = (
-            PeerStream(
-                open_call=lambda: self._stub.HoldEdgeSession(
-                    metadata=call_metadata(self._credentials)
-                ),
-                hello=pb.HoldEdgeSessionRequest(
-                    hello=pb.EdgeHello(cluster=cluster, edge_id=edge_id, version=version)
-                ),
-                pack=self._pack,
-                most=MOST_USERS,
-                on_welcome=self._on_welcome,
-                on_message=self._on_message,
-            )
+        self._hello = pb.HoldEdgeSessionRequest(
+            hello=pb.EdgeHello(cluster=cluster, edge_id=edge_id, version=version)
         )
+        self._stream: _Stream | None = None
+        # Counts what came; the timer looks whether anything did, while questions wait.
+        self._heard = 0
+        self._listening: asyncio.TimerHandle | None = None
         self._task = asyncio.create_task(
             keep(self._attempt, lambda: self._was_connected, self._on_down)
         )
+        self._census = HoldingsAnswers(
+            listener.attachments,
+            lambda report: self._put(pb.HoldEdgeSessionRequest(holdings=report)),
+        )
+        self._answering = asyncio.create_task(self._census.run())
 
     @property
     def connected(self) -> bool:
@@ -95,6 +101,8 @@ class GrpcRegistry:
         self._asked[number] = query
         future.add_done_callback(lambda _: self._asked.pop(number, None))
         self._put(query)
+        if self._listening is None:
+            self._listen()
         return future
 
     def report_unreachable(self, incarnation: NodeIncarnation, evidence: str) -> None:
@@ -108,9 +116,11 @@ class GrpcRegistry:
     async def close(self) -> None:
         """End the session. Safe to call twice."""
         self._task.cancel()
-        await asyncio.wait({self._task})
+        self._answering.cancel()
+        await asyncio.wait({self._task, self._answering})
         self._questions.close()
-        await self._channel.close()
+        if self._listening is not None:
+            self._listening.cancel()
 
     def _put(self, item: _Item) -> None:
         try:
@@ -125,18 +135,44 @@ class GrpcRegistry:
         self._outbox = Outbox()
         for query in list(self._asked.values()):
             self._put(query)
-        try:
-            await self._stream.hold(self._outbox)
-        finally:
-            self._connected = False
-            self._messages.clear()
+        async with make_channel(self._address) as channel:
+            stub = rpc.RegistryServiceStub(channel)
+            self._stream = PeerStream(
+                open_call=lambda: stub.HoldEdgeSession(metadata=call_metadata(self._credentials)),
+                hello=self._hello,
+                pack=self._pack,
+                most=MOST_USERS,
+                on_welcome=self._on_welcome,
+                on_message=self._on_message,
+            )
+            try:
+                await self._stream.hold(self._outbox)
+            finally:
+                self._stream = None
+                self._connected = False
+                self._messages.clear()
+
+    def _listen(self) -> None:
+        """Look after a while whether anything came. One timer, and none while nothing is asked."""
+        self._listening = asyncio.get_running_loop().call_later(
+            QUIET_S, self._listened, self._stream, self._heard
+        )
+
+    def _listened(self, stream: _Stream | None, heard: int) -> None:
+        self._listening = None
+        if not self._asked:
+            return
+        if stream is not None and stream is self._stream and heard == self._heard:
+            stream.give_up("the registry is silent")
+        self._listen()
 
     def _on_down(self, error: StewardError) -> None:
         if self._was_connected or error.reason is Reason.PERMISSION_DENIED:
-            _log.warning("registry session over: %s", error)
+            _log.warning("registry session over", extra=fields(why=str(error)))
 
     def _on_welcome(self, message: pb.HoldEdgeSessionResponse) -> None:
         self._connected = self._was_connected = True
+        self._heard += 1
 
     def _pack(self, items: list[_Item]) -> pb.HoldEdgeSessionRequest:
         queries: list[_Query] = []
@@ -169,6 +205,7 @@ class GrpcRegistry:
         )
 
     def _on_message(self, message: pb.HoldEdgeSessionResponse) -> None:
+        self._heard += 1
         match message.WhichOneof("body"):
             case "resolved":
                 resolved = message.resolved
@@ -194,6 +231,8 @@ class GrpcRegistry:
                 self._listener.cluster_nodes(nodes_of(message.nodes))
             case "evicted":
                 self._listener.user_evicted(user_of(message.evicted.user), message.evicted.cause)
+            case "ask_holdings":
+                self._census.asked(message.ask_holdings)
             case "ask_connections":
                 asked = message.ask_connections
                 open_, of_users = self._listener.count_connections(

@@ -226,6 +226,26 @@ class Refused:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class AskHoldings:
+    """To a node or an edge: what is held? Of these buckets by name; without any, the digest.
+
+    Of the census, not of the machine.
+    """
+
+    question: int
+    buckets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AskFences:
+    """To a node: what are the log's fences of these users, or a page of all? Of the census too."""
+
+    question: int
+    users: tuple[UserKey, ...] = ()
+    after: UserKey | None = None
+
+
 Message = (
     NodeWelcome
     | RegistryBeat
@@ -244,6 +264,8 @@ Message = (
     | PlacementMoved
     | EvictSessions
     | AskConnections
+    | AskHoldings
+    | AskFences
     | ClusterNodes
     | ClusterDescribed
     | DeathRecorded

@@ -12,6 +12,7 @@ from steward.config.settings import SettingsError
 from steward.runtime.clock import boot_ms, wall_ms
 
 ETCD = "etcd://"
+LEAST_LEASE_S, MOST_LEASE_S = 2, 60
 _DEFAULT_PORT = "2379"
 
 
@@ -28,6 +29,10 @@ def make_store(settings: RegistrySettings) -> tuple[PlacementStore, Callable[[],
     if not settings.store.startswith(ETCD):
         scheme = settings.store.partition(":")[0]
         raise SettingsError(f"registry.store: {scheme!r} is neither sqlite nor {ETCD}...")
+    if not LEAST_LEASE_S <= settings.store_lease_s <= MOST_LEASE_S:
+        raise SettingsError(
+            f"registry.store_lease_s: {LEAST_LEASE_S} to {MOST_LEASE_S} are possible"
+        )
     access, cluster = etcd_access(settings)
     etcd = EtcdStore(
         access,
@@ -38,6 +43,7 @@ def make_store(settings: RegistrySettings) -> tuple[PlacementStore, Callable[[],
         name=settings.name(),
         keep_violations=settings.kept_violations,
         least_generation=settings.least_generation,
+        lease_s=settings.store_lease_s,
     )
     return etcd, etcd.guarded(boot_ms)
 

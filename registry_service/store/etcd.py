@@ -31,11 +31,17 @@ from registry_service.store.etcd_kept import KEEP_ROWS
 from registry_service.store.etcd_keys import Head, Keys
 from registry_service.store.etcd_lease import new_lease
 from registry_service.store.etcd_reading import EtcdReader
-from registry_service.store.etcd_standby import Lead, listed, stand_by
+from registry_service.store.etcd_standby import LEADER_TTL_S, Lead, listed, stand_by
 from registry_service.store.etcd_state import State
 from registry_service.store.etcd_tenure import NODES_EVERY_S, Tenure, Upkeep
 from registry_service.store.etcd_writes import Writes
-from registry_service.store.port import START, LedgerRow, StoreFailed, StoreMark
+from registry_service.store.port import (
+    START,
+    LeadershipOver,
+    LedgerRow,
+    StoreFailed,
+    StoreMark,
+)
 from registry_service.store.violation_table import KEEP, ViolationRow, ViolationTotals
 from registry_service.store.witness import Witness, WitnessFile, needed_generation
 from steward.model.keys import Epoch, NodeIncarnation, UserKey
@@ -49,15 +55,12 @@ DRAIN_S = 2.0
 _log = logging.getLogger(__name__)
 
 
-class LeadershipOver(Exception):
-    """This process may not speak for the store any more."""
-
-
 class EtcdStore:
     """A `PlacementStore` on etcd, under the name `cluster`.
 
     `home` is a directory that only this process uses: a lock, and the witness. `clock_ms` counts
     time asleep; `wall_ms` stamps rows. A generation below `least_generation` is raised to it.
+    `lease_s` is after what time another process leads when this one is killed.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class EtcdStore:
         keep_rows: int = KEEP_ROWS,
         least_generation: int = 0,
         nodes_every_s: float = NODES_EVERY_S,
+        lease_s: int = LEADER_TTL_S,
     ) -> None:
         self._access = access
         self._cluster = cluster
@@ -86,6 +90,7 @@ class EtcdStore:
         self._keep_rows = keep_rows
         self._least_generation = least_generation
         self._nodes_every_s = nodes_every_s
+        self._lease_s = lease_s
         self._client: EtcdClient | None = None
         self._tenure: Tenure | None = None
         self._chain: Chain | None = None
@@ -108,7 +113,7 @@ class EtcdStore:
         }
         try:
             while True:
-                lead, state = await stand_by(client, self._keys, who, self._clock_ms)
+                lead, state = await stand_by(client, self._keys, who, self._clock_ms, self._lease_s)
                 try:
                     return await self._begin(client, lead, state)
                 except (StoreFailed, EtcdAway) as error:
@@ -241,7 +246,8 @@ class EtcdStore:
 
     def _tenure_over(self, why: str) -> None:
         self._lost = True
-        _log.error("this process must end", extra=fields(cause=why))
+        # Expected where machines and networks fail: an operator has nothing to do about it.
+        _log.warning("another registry may lead: this one ends", extra=fields(cause=why))
         if self._chain is not None:
             self._chain.fail(StoreFailed(why))
 
@@ -256,10 +262,20 @@ def _witness_of(head: Head) -> Witness:
     return Witness(head.instance, head.term, head.generation, head.revision)
 
 
-class Home:
-    """The directory of one process: its lock, and its random name, made with it.
+def _boot_id() -> str:
+    """What the kernel calls this boot; never the same where it has no name for it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return secrets.token_hex(16)
 
-    Whoever has the lock knows that the process which had it before is dead.
+
+class Home:
+    """The directory of one process: its lock, and a name for it.
+
+    Whoever has the lock knows that the process which had it before is dead. That is said of the
+    locked file alone: a copy of the directory has another name, and so has the directory after the
+    machine was started again or the volume has moved to another one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -281,11 +297,13 @@ class Home:
             why = "another registry process uses it; stop that one, or use another --data"
             raise EnvironmentUnusable(f"{self.path} can't be used: {why}") from None
         self._file = file
-        self.name = os.pread(file, 64, 0).decode()
-        if not self.name:
-            self.name = secrets.token_hex(16)
-            os.pwrite(file, self.name.encode(), 0)
+        made = os.pread(file, 64, 0).decode()
+        if not made:
+            made = secrets.token_hex(16)
+            os.pwrite(file, made.encode(), 0)
             os.fsync(file)
+        there = os.fstat(file)
+        self.name = f"{made}.{_boot_id()}.{there.st_dev:x}.{there.st_ino:x}"
 
     def leave(self) -> None:
         """Let another process have it. Safe to call twice."""

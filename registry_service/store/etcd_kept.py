@@ -63,7 +63,11 @@ class Kept:
         dropped = self._drop(Severity.BREACH, writes)
         if dropped:
             _log.error(
-                "recorded breaches were dropped: there are too many", extra=fields(dropped=dropped)
+                "recorded breaches were dropped: there are too many",
+                extra=fields(
+                    dropped=dropped,
+                    do="raise registry.kept_violations, and look at what makes so many",
+                ),
             )
         if rows_before // _CUT_EVERY != head.ledger // _CUT_EVERY:
             oldest = head.ledger - self.most_rows

@@ -35,6 +35,8 @@ from registry_service.store.etcdpb import steward_etcd_pb2 as pb
 from steward.telemetry.logs import fields
 
 LEADER_TTL_S = 5
+"""Out of the box. A shorter one is followed sooner, and lost sooner when etcd or a machine is slow.
+etcd itself grants none below one and a half times its election timeout."""
 _WAIT_S = 5.0
 _PAUSE_S = 0.2
 _CATCH_UP_S = 1.0
@@ -46,12 +48,13 @@ _log = logging.getLogger(__name__)
 class Lead:
     """This process leads: its key was made at this revision, and is bound to this lease.
 
-    `asked_ms` is when the lease was asked for: it lasts for its time to live at least from then.
+    `asked_ms` is when the lease was asked for: it lasts for `ttl_s` at least from then.
     """
 
     made_at: int
     lease: int
     asked_ms: int
+    ttl_s: int
 
 
 class Follower:
@@ -134,7 +137,11 @@ class Follower:
 
 
 async def stand_by(
-    client: EtcdClient, keys: Keys, who: dict[str, Any], clock_ms: Callable[[], int]
+    client: EtcdClient,
+    keys: Keys,
+    who: dict[str, Any],
+    clock_ms: Callable[[], int],
+    ttl_s: int = LEADER_TTL_S,
 ) -> tuple[Lead, State | None]:
     """Wait until this process leads; then what the store holds, if following it has told that.
 
@@ -143,7 +150,7 @@ async def stand_by(
     """
     follower = Follower(client, keys)
     following = asyncio.create_task(follower.run(), name="etcd-follower")
-    leading = asyncio.create_task(_lead(client, keys, follower, who, clock_ms))
+    leading = asyncio.create_task(_lead(client, keys, follower, who, clock_ms, ttl_s))
     try:
         await asyncio.wait({following, leading}, return_when=asyncio.FIRST_COMPLETED)
         if following.done():
@@ -170,6 +177,7 @@ async def _lead(
     follower: Follower,
     who: dict[str, Any],
     clock_ms: Callable[[], int],
+    ttl_s: int,
 ) -> Lead:
     while True:
         if not await follower.until(lambda: follower.revision > 0, _WAIT_S):
@@ -179,10 +187,10 @@ async def _lead(
             await _clear(client, keys, leader)
         elif leader is not None:
             _log.info("standing by", extra=fields(leader=leader.value.decode(errors="replace")))
-        while not await follower.until(lambda: follower.leader is None, LEADER_TTL_S):
+        while not await follower.until(lambda: follower.leader is None, _WAIT_S):
             pass
         try:
-            lead = await _try(client, keys, who, clock_ms)
+            lead = await take_lead(client, keys, who, clock_ms, ttl_s)
         except EtcdAway as error:
             _log.warning("waiting for etcd", extra=fields(cause=str(error)))
             continue
@@ -201,27 +209,34 @@ async def listed(client: EtcdClient, keys: Keys) -> State:
     await follower.list()
     if not follower.state.whole:
         # By hand, or by another tool. A user who is missing is placed anew, under a higher epoch.
-        _log.error("placements are missing in etcd that no registry removed, or too many are there")
+        _log.error(
+            "placements are missing in etcd that no registry removed, or too many are there",
+            extra=fields(do="see who else writes to this etcd; docs/stores.md tells what follows"),
+        )
     return follower.state
 
 
-async def _try(
-    client: EtcdClient, keys: Keys, who: dict[str, Any], clock_ms: Callable[[], int]
+async def take_lead(
+    client: EtcdClient,
+    keys: Keys,
+    who: dict[str, Any],
+    clock_ms: Callable[[], int],
+    ttl_s: int = LEADER_TTL_S,
 ) -> Lead | None:
     """Make the leader's key, unless it is there. Sent twice it finds its own."""
     lease, asked_ms = new_lease(), clock_ms()
-    await grant(client, lease, LEADER_TTL_S, _WAIT_S)
+    await grant(client, lease, ttl_s, _WAIT_S)
     request = pb.TxnRequest(
         compare=[is_made_at(keys.leader, 0)],
         success=[put(keys.leader, orjson.dumps(who), lease)],
         failure=[read(keys.leader)],
     )
-    answer = await client.call(TXN, request, within_s=LEADER_TTL_S / 2)
+    answer = await client.call(TXN, request, within_s=ttl_s / 2)
     if answer.succeeded:
-        return Lead(answer.header.revision, lease, asked_ms)
+        return Lead(answer.header.revision, lease, asked_ms, ttl_s)
     kvs = answer.responses[0].response_range.kvs
     if kvs and kvs[0].lease == lease:
-        return Lead(kvs[0].create_revision, lease, asked_ms)
+        return Lead(kvs[0].create_revision, lease, asked_ms, ttl_s)
     await revoke(client, lease, _WAIT_S)
     return None
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from registry_service.store.etcd_client import COMPACT, RANGE, EtcdAway, EtcdClient, EtcdError
 from registry_service.store.etcd_lease import renew, revoke
-from registry_service.store.etcd_standby import LEADER_TTL_S, Lead
+from registry_service.store.etcd_standby import Lead
 from registry_service.store.etcd_state import State
 from registry_service.store.etcdpb import steward_etcd_pb2 as pb
 from steward.model.keys import NodeIncarnation
@@ -42,7 +42,8 @@ class Tenure:
         self._leader_key = leader_key
         self._clock_ms = clock_ms
         self._over = over
-        self._until_ms = lead.asked_ms + LEADER_TTL_S * 900
+        self._ttl_s = lead.ttl_s
+        self._until_ms = lead.asked_ms + self._ttl_s * 900
         self._gone = False
         self._renewing = asyncio.create_task(self._renew(), name="etcd-tenure")
 
@@ -56,7 +57,7 @@ class Tenure:
             began, sent_ms = beginning(), self._clock_ms()
             renewed = await renew(self._client, self.lease)
             if renewed:
-                self._until_ms = max(self._until_ms, sent_ms + LEADER_TTL_S * 900)
+                self._until_ms = max(self._until_ms, sent_ms + self._ttl_s * 900)
             why = ""
             if renewed is False:
                 why = "its lease is gone"
@@ -69,7 +70,7 @@ class Tenure:
                 self._over(f"this process no longer leads: {why}")
                 return
             # Without an answer at once: the next may come through, and there is little time.
-            pause_s = LEADER_TTL_S / 5 - (beginning() - began) if renewed else 0.05
+            pause_s = self._ttl_s / 5 - (beginning() - began) if renewed else 0.05
             await asyncio.sleep(max(0.05, min(pause_s, self.left_s())))
 
     async def _is_leader(self) -> bool:
@@ -79,7 +80,7 @@ class Tenure:
         """
         request = pb.RangeRequest(key=self._leader_key)
         try:
-            answer = await self._client.call(RANGE, request, within_s=LEADER_TTL_S / 10)
+            answer = await self._client.call(RANGE, request, within_s=self._ttl_s / 10)
         except (EtcdError, EtcdAway):
             return True
         return any(kv.create_revision == self._made_at for kv in answer.kvs)

@@ -57,6 +57,18 @@ class LedgerTable:
             self._mark([UserKey(tenant, user) for tenant, user in unmarked])
         self._db.execute("DROP INDEX IF EXISTS ledger_user")
 
+    def mark_from(self, first: int) -> None:
+        """Mark all rows anew, in a table whose first row is this one."""
+        self._db.execute("DELETE FROM ledger_part")
+        part = (first - 1) // ROWS
+        self.last, self._marks = part * ROWS, bytearray()
+        self._mark([UserKey("", "")] * (first - 1 - self.last))
+        while rows := self._db.execute(
+            "SELECT tenant, user FROM ledger WHERE number > ? ORDER BY number LIMIT 10000",
+            (self.last,),
+        ).fetchall():
+            self._mark([UserKey(tenant, user) for tenant, user in rows])
+
     def add(self, row: tuple[Any, ...], user: UserKey) -> None:
         """Keep a row for the end of the transaction; a `user` without name is nobody."""
         self._rows.append((row, user))

@@ -21,6 +21,13 @@ class StoreFailed(Exception):
     """The engine failed for good (EIO, disk full, corrupt): stop the process, as if killed."""
 
 
+class LeadershipOver(Exception):
+    """This process may not speak for the store any more, since another may: it has to end.
+
+    Raised by the clock that a store gives to the machine; no fault of either.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
     """One line of the ledger (P19).

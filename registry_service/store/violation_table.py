@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS violation_total (
 INSERT OR IGNORE INTO violation_total (severity, total) VALUES ('refusal', 0), ('breach', 0);
 """
 
-_COLUMNS = (
+COLUMNS = (
     "at_ms, severity, kind, tenant, user, epoch, node_id, node_rev, reporter, evidence,"
     " traceparent, count"
 )
@@ -154,7 +154,7 @@ class ViolationTable:
         node_id, node_rev = violation.node or ("", 0)
         severity = violation.severity
         cursor = self._db.execute(
-            f"INSERT INTO violation ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO violation ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 at_ms,
                 severity.value,
@@ -207,7 +207,7 @@ class ViolationTable:
         only = "" if severity is None else "AND severity = ?"
         parameters = (after, limit) if severity is None else (after, severity.value, limit)
         rows = self._db.execute(
-            f"SELECT number, {_COLUMNS} FROM violation WHERE number > ? {only}"
+            f"SELECT number, {COLUMNS} FROM violation WHERE number > ? {only}"
             f" ORDER BY number {'DESC' if newest else 'ASC'} LIMIT ?",
             parameters,
         ).fetchall()
@@ -262,4 +262,9 @@ class MemoryViolations:
 
 
 def _tell(dropped: int) -> None:
-    _log.error("recorded breaches were dropped: there are too many", extra=fields(dropped=dropped))
+    _log.error(
+        "recorded breaches were dropped: there are too many",
+        extra=fields(
+            dropped=dropped, do="raise registry.kept_violations, and look at what makes so many"
+        ),
+    )

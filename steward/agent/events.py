@@ -132,7 +132,8 @@ class EventRecorder:
         await self._port.acknowledged(self._last)
 
     async def _append(self, type: EventType, data: bytes, tool_call_id: str = "") -> int:
-        await self._flush_state()
+        if self.state or self._state_text != b"{}":
+            await self._flush_state()
         if self._replay is not None and self._replay.met(type, data):
             await self._port.acknowledged(0)
             return self._last

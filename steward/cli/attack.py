@@ -12,10 +12,12 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steward.cli.cluster_file import NoCluster
 from steward.cli.operating import finish
 from steward.cli.target import Target, WrongTarget, add_target, address_of
 
@@ -65,6 +67,17 @@ def run(args: argparse.Namespace) -> int:
     return finish(args, lambda target: _play_all(target, doors_of(args, target), chosen))
 
 
+def doors_here(target: Target) -> "Doors":
+    """What is played against on this machine. Raises NoCluster, KeyUnusable."""
+    from steward.cli.cheats import Doors
+    from steward.rpc.keys import USER_KEY, load_key
+
+    if target.local is None:
+        raise NoCluster("the cluster is not on this machine")
+    key = load_key(target.data / "keys" / USER_KEY)
+    return Doors(target.local.address("log"), target.local.url, key, LOOPBACK)
+
+
 def doors_of(args: argparse.Namespace, target: Target) -> "Doors":
     """What is played against. Raises WrongTarget, NoCluster, KeyUnusable."""
     from steward.cli.cheats import Doors
@@ -90,23 +103,40 @@ def doors_of(args: argparse.Namespace, target: Target) -> "Doors":
 
 
 async def _play_all(target: Target, doors: "Doors", chosen: Sequence["Cheat"]) -> int:
+    failed = 0
+    async for played in play_each(target, doors, chosen):
+        failed += bool(played.trouble)
+        mark = "FAILED " if played.trouble else "refused"
+        print(f"{mark} {played.cheat:<28} {played.trouble or played.said}", flush=True)
+    print(f"{len(chosen) - failed} of {len(chosen)} cheats were refused and recorded")
+    return 1 if failed else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A cheat that was played: what is wrong (empty: nothing), and what refused it."""
+
+    cheat: str
+    trouble: str
+    said: str
+
+
+async def play_each(
+    target: Target, doors: "Doors", chosen: Sequence["Cheat"]
+) -> AsyncIterator[Played]:
+    """Play these against the cluster, one after the other."""
     import aiohttp
 
     from steward.cli.cheats import Field
 
-    failed = 0
     async with aiohttp.ClientSession() as http:
         field = Field(target, doors, http)
         try:
             for cheat in chosen:
                 trouble, said = await _play(field, cheat)
-                failed += bool(trouble)
-                mark = "FAILED " if trouble else "refused"
-                print(f"{mark} {cheat.name:<28} {trouble or said}", flush=True)
+                yield Played(cheat.name, trouble, said)
         finally:
             await field.close()
-    print(f"{len(chosen) - failed} of {len(chosen)} cheats were refused and recorded")
-    return 1 if failed else 0
 
 
 async def _play(field: "Field", cheat: "Cheat") -> tuple[str, str]:

@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     environ = dict(os.environ) if args.action == "check" else _without_settings(os.environ)
     try:
         with ThreadPoolExecutor(max_workers=len(MODULES)) as pool:
-            answers = pool.map(lambda role: _settings_of(role, environ), MODULES)
+            answers = pool.map(lambda role: settings_of(role, environ), MODULES)
             sections = list(zip(MODULES, answers, strict=True))
         if args.action == "check":
-            _refuse_unknown(os.environ)
+            refuse_unknown(os.environ)
     except ConfigError as error:
         print(f"steward: {error}", file=sys.stderr)
         return 2
@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
 Sections = list[tuple[str, list[dict[str, Any]]]]
 
 
-def _settings_of(role: str, environ: Mapping[str, str]) -> list[dict[str, Any]]:
+def settings_of(role: str, environ: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The settings of a service in an environment, as `describe` gives them. Raises ConfigError."""
     try:
         answer = subprocess.run(
             [*service_command(role), PRINT_OPTION],
@@ -85,7 +86,8 @@ def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if not name.startswith(PREFIX)}
 
 
-def _refuse_unknown(environ: Mapping[str, str]) -> None:
+def refuse_unknown(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError for a name with our prefix that is of no service."""
     sections = tuple(f"{PREFIX}{role.upper()}_" for role in MODULES)
     for name in environ:
         if (

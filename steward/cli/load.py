@@ -101,21 +101,41 @@ def _hint(error: str, agent: str) -> str:
 
 def _plan_here(args: argparse.Namespace, cluster: ClusterFile) -> "LoadPlan":
     """For a cluster of this machine: users of its own, over all edges."""
+    if args.token or args.tokens:
+        raise WrongTarget("tokens go with --url; on this machine they are made")
+    count = USERS if args.users is None else args.users
+    edges, users = _users_here(cluster, args.data or data_path(DEFAULT_DATA), count)
+    return _plan(args, edges, secure=False, users=users)
+
+
+def plan_here(
+    cluster: ClusterFile, data: Path, *, users: int, rate: float, seconds: float
+) -> "LoadPlan":
+    """The plan of a load on a cluster of this machine, by one client process.
+
+    Raises WrongPlan, and KeyUnusable of `steward.rpc.keys`.
+    """
+    from steward.load.plan import LoadPlan
+
+    edges, made = _users_here(cluster, data, users)
+    return LoadPlan(edges, False, made, 1, rate, seconds, AGENT, 1)
+
+
+def _users_here(
+    cluster: ClusterFile, data: Path, count: int
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """The edges, and names and tokens of users of our own."""
     from steward.load.plan import MOST_USERS, WrongPlan
     from steward.model.keys import UserKey
     from steward.rpc.keys import USER_KEY, load_key
     from steward.tokens import mint
 
-    if args.token or args.tokens:
-        raise WrongTarget("tokens go with --url; on this machine they are made")
-    count = USERS if args.users is None else args.users
     if not 1 <= count <= MOST_USERS:
         raise WrongPlan(f"--users {count}: 1 to {MOST_USERS:,} are possible")
-    key = load_key((args.data or data_path(DEFAULT_DATA)) / "keys" / USER_KEY)
+    key = load_key(data / "keys" / USER_KEY)
     names = [f"load-{number}" for number in range(count)]
     users = tuple((name, mint(key, UserKey(TENANT, name), TOKEN_S)) for name in names)
-    edges = tuple(entry.http for entry in cluster.processes if entry.http is not None)
-    return _plan(args, edges, secure=False, users=users)
+    return tuple(entry.http for entry in cluster.processes if entry.http is not None), users
 
 
 def _plan_elsewhere(args: argparse.Namespace) -> "LoadPlan":

@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "move": "move a user's manager to another node",
     "evict": "end a user's sessions",
     "violations": "show refusals and breaches",
+    "compliance": "report whether one manager per user is kept, in code, cluster and under load",
     "attack": "play cheats against the cluster; each must be refused and recorded",
     "load": "put a running cluster under load and measure it",
     "store": "copy an event log from one engine to another, or check one",
@@ -31,6 +32,7 @@ COMMANDS: Mapping[str, str] = {
     "restore": "make a data directory of a backup",
     "supervise": "run an agent node under a process that tells of its death",
     "config": "list and check the settings of all services",
+    "doctor": "check a machine and its cluster, and say how to mend what is wrong",
 }
 
 SERVICES: Mapping[str, str] = {

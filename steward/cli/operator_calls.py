@@ -34,6 +34,8 @@ from steward.v1 import (
 CALL_TIMEOUT_S = 5.0
 MOST_DETAIL_CHARS = 160
 MOVE_TIMEOUT_S = 40.0
+CENSUS_TIMEOUT_S = 30.0
+LEDGER_TIMEOUT_S = 600.0
 """A planned move waits for a running tool call, within the node's own limit."""
 
 
@@ -210,6 +212,35 @@ class Operator:
                     yield violation
         except grpc.aio.AioRpcError as failure:
             raise _error(registry, failure) from None
+
+    async def take_census(
+        self, registry: str, *, last: bool = False
+    ) -> registry_service_pb2.TakeCensusResponse:
+        """A census of now, or the last one that was taken."""
+        stub = self._registry(registry)
+        request = registry_service_pb2.TakeCensusRequest(last=last)
+        response: registry_service_pb2.TakeCensusResponse = await self._call(
+            registry, stub.TakeCensus, request, CENSUS_TIMEOUT_S
+        )
+        return response
+
+    async def check_ledger(self, registry: str) -> registry_service_pb2.CheckLedgerResponse:
+        """The whole ledger against all fences of the log; the result, when all is read."""
+        stub = self._registry(registry)
+        call = stub.CheckLedger(
+            registry_service_pb2.CheckLedgerRequest(),
+            timeout=LEDGER_TIMEOUT_S,
+            metadata=call_metadata(self._credentials),
+        )
+        last = registry_service_pb2.CheckLedgerResponse()
+        try:
+            async for response in call:
+                last = response
+        except grpc.aio.AioRpcError as failure:
+            raise _error(registry, failure) from None
+        if not last.done:
+            raise StewardError(Reason.STORE_UNAVAILABLE, "the check of the ledger was cut off")
+        return last
 
     async def last_sequence(self, node: str, user: UserKey) -> int:
         """The last stored sequence of a user's stream, read through an agent node."""

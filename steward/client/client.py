@@ -26,6 +26,7 @@ from steward.client.connection import Connection, check_upgrade
 from steward.client.core import ClientSession
 from steward.client.events import Accepted, ClientClosed, Event, event_of
 from steward.client.run import Run
+from steward.client.tracing import current_trace
 from steward.errors import Reason, StewardError
 from steward.model.keys import StreamPosition
 
@@ -187,18 +188,23 @@ class Client:
         agent: str | None = None,
         overlap: str | None = None,
         id: str | None = None,
+        trace: str | None = None,
     ) -> Accepted:
         """Send a message; returns when it is in the user's log.
 
         Sent again under the same `id` after a lost connection; giving an `id` makes it safe to
         repeat over restarts too. Raises StewardError when it is refused, and after 60 s
         without an answer (it may still be accepted: ask again with the same id).
+        `trace` is the `traceparent` of what it is sent for; by default that of the application's
+        current OpenTelemetry span, if it has one.
         """
         message_id = uuid.uuid4().hex if id is None else id
         frame: dict[str, Any] = {"type": "user_message", "id": message_id, "content": content}
         for name, value in (("thread_id", thread_id), ("agent", agent), ("overlap", overlap)):
             if value is not None:
                 frame[name] = value
+        if trace := (current_trace() if trace is None else trace):
+            frame["trace"] = trace
         size = len(orjson.dumps(frame))
         waiting = self._sends.get(message_id)
         if waiting is None:
@@ -224,6 +230,7 @@ class Client:
         agent: str | None = None,
         overlap: str | None = None,
         id: str | None = None,
+        trace: str | None = None,
     ) -> Run:
         """Send a message and get its run: iterate over its events, then look at `response`.
 
@@ -241,7 +248,12 @@ class Client:
         self._asked[message_id] = run
         try:
             accepted = await self.send(
-                content, thread_id=thread_id, agent=agent, overlap=overlap, id=message_id
+                content,
+                thread_id=thread_id,
+                agent=agent,
+                overlap=overlap,
+                id=message_id,
+                trace=trace,
             )
         except BaseException:
             self._asked.pop(message_id, None)

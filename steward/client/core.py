@@ -5,7 +5,8 @@ and when it is over. It guarantees that no event is delivered twice or out of or
 that a hole is never passed over (it resumes instead), and that a message is sent under
 its one id until the server accepted or refused it. It does no I/O, has no clock and no
 randomness: the driver (`steward.client.client`) gives time and random numbers as data.
-It does not keep events, and it does not repeat `cancel`, `user_input` or `ack`.
+Events whose trace is sampled are acknowledged, at most every 50 ms, so that the trace ends where
+the user is. It does not keep events, and it does not repeat `cancel`, `user_input` or `ack`.
 
 The same cases (`protos/testdata/client_session.json`) hold for the JavaScript client.
 """
@@ -50,6 +51,9 @@ BACKOFF_RESET_MS = 10_000
 
 DIAL_MS = 30_000
 """From the dial to `ready`."""
+
+ACK_EVERY_MS = 50
+"""The least time between two acknowledgements of sampled events."""
 
 HEARTBEAT_S = 15
 """Until a `ready` says otherwise."""
@@ -122,6 +126,8 @@ class ClientSession:
         self._silent_at: int | None = None
         self._refresh_at: int | None = None
         self._leave_at: int | None = None
+        self._ack_at: int | None = None
+        self._acked_at = -ACK_EVERY_MS
         self._out: list[Effect] = []
         self._handlers: dict[type, Callable[[int, Any], None]] = {
             Start: self._on_start,
@@ -160,6 +166,7 @@ class ClientSession:
                 self._silent_at,
                 self._refresh_at,
                 self._leave_at,
+                self._ack_at,
             )
             if at is not None
         ]
@@ -218,6 +225,16 @@ class ClientSession:
                 frame["digest"] = command.digest
             self._out.append(Write(frame))
 
+    def _acknowledge(self, now_ms: int) -> None:
+        """Tell what was delivered, now or soon."""
+        due_at = self._acked_at + ACK_EVERY_MS
+        if now_ms < due_at:
+            self._ack_at = due_at
+            return
+        self._ack_at = None
+        self._acked_at = now_ms
+        self._out.append(Write({"type": "ack", "sequence": self._last}))
+
     def _on_new_token(self, _: int, command: NewToken) -> None:
         if self.state is SessionState.OPEN:
             self._out.append(Write({"type": "auth", "token": command.token}))
@@ -272,6 +289,8 @@ class ClientSession:
         elif self._due(self._refresh_at, now_ms):
             self._refresh_at = None
             self._out.append(RefreshToken())
+        elif self._due(self._ack_at, now_ms):
+            self._acknowledge(now_ms)
 
     def _on_received(self, now_ms: int, command: Received) -> None:
         if not self._socket:
@@ -345,6 +364,8 @@ class ClientSession:
         else:
             self._last, self._epoch, self._anchored = sequence, epoch, True
             self._out.append(Deliver(sequence, frame))
+            if _is_sampled(frame.get("trace")):
+                self._acknowledge(now_ms)
 
     def _on_accepted(self, _: int, frame: Frame, __: float) -> None:
         message_id = str(frame.get("id", ""))
@@ -414,6 +435,7 @@ class ClientSession:
     def _disconnect(self, now_ms: int, delay_ms: int) -> None:
         self._socket = False
         self._dial_until = self._silent_at = self._refresh_at = self._leave_at = None
+        self._ack_at = None
         self._wake_at = now_ms + delay_ms
         self.state = SessionState.RESUMING if self._was_open else SessionState.CONNECTING
 
@@ -425,7 +447,7 @@ class ClientSession:
     def _finish(self, reason: Reason | None, message: str) -> None:
         self._socket = False
         self._wake_at = self._dial_until = self._silent_at = None
-        self._refresh_at = self._leave_at = None
+        self._refresh_at = self._leave_at = self._ack_at = None
         self.state = SessionState.CLOSED
         self._end = Ended(reason, message)
         for message_id in self._pending:
@@ -468,6 +490,11 @@ class ClientSession:
 
 def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_sampled(trace: object) -> bool:
+    """By the last bit of a traceparent."""
+    return isinstance(trace, str) and len(trace) == 55 and trace[-1] in "13579bdf"
 
 
 def _unix_ms(text: object) -> int | None:

@@ -51,6 +51,13 @@ class ViolationKind(StrEnum):
     EPOCH_WENT_DOWN = "epoch_went_down"
     STREAM_WENT_BACK = "stream_went_back"
     FOREIGN_EVENT = "foreign_event"
+    # Breaches that a census found: each lasted, and is no move on its way.
+    DUPLICATE_MANAGER = "duplicate_manager"
+    STALE_MANAGER = "stale_manager"
+    ORPHAN_MANAGER = "orphan_manager"
+    UNSEALED_MANAGER = "unsealed_manager"
+    UNREACHABLE_USER = "unreachable_user"
+    MISATTACHED_EDGE = "misattached_edge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,24 @@ KINDS = MappingProxyType(
             _BREACH, "a stream ends before an event that was shown: the log lost its past"
         ),
         ViolationKind.FOREIGN_EVENT: KindRow(_BREACH, "a client was shown another user's event"),
+        ViolationKind.DUPLICATE_MANAGER: KindRow(
+            _BREACH, "two live managers of one user, of which at most one can write"
+        ),
+        ViolationKind.STALE_MANAGER: KindRow(
+            _BREACH, "a live manager under an epoch that is over, and it stays"
+        ),
+        ViolationKind.ORPHAN_MANAGER: KindRow(
+            _BREACH, "a live manager of a placement that the registry does not have"
+        ),
+        ViolationKind.UNSEALED_MANAGER: KindRow(
+            _BREACH, "a live manager under an epoch that the log never sealed, or has forgotten"
+        ),
+        ViolationKind.UNREACHABLE_USER: KindRow(
+            _BREACH, "a user is placed on a node that has no manager and can't make one"
+        ),
+        ViolationKind.MISATTACHED_EDGE: KindRow(
+            _BREACH, "an edge stays attached to another manager than the registry's"
+        ),
     }
 )
 

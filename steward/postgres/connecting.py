@@ -89,6 +89,23 @@ class Database:
                 is_away(error)
             await backoff.pause()
 
+    async def examine(self) -> str:
+        """Connect once and check what `prepare` checks; the server's version.
+
+        Raises EnvironmentUnusable for what can't be used, OSError and TimeoutError for no answer.
+        """
+        try:
+            connection = await self._connect_first()
+        except asyncpg.PostgresError as error:
+            raise EnvironmentUnusable(self.away(error)) from None
+        try:
+            async with asyncio.timeout(CONNECT_S), connection.transaction():
+                await self._check(connection)
+            version = connection.get_server_version()
+            return f"PostgreSQL {version.major}.{version.minor}"
+        finally:
+            connection.terminate()
+
     async def _connect_first(self) -> asyncpg.Connection:
         try:
             return await self.connect()

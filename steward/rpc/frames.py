@@ -1,18 +1,34 @@
 """Messages on a plain TCP connection, each with its length before it, and no task in between.
 
-For the one hop that every event takes alone (docs/decisions/0007): what is sent is in the
+For the hops that every event takes alone (docs/decisions/0007 and 0010): what is sent is in the
 socket at the end of the same turn of the loop, and what comes is handed to the owner where it
 was read. gRPC wakes a thread and the loop for each message, at both ends.
 
+A frame is its length, four bytes with the highest first, and a message. With the highest bit of
+the length set the message has a *tail*: the frame is then the length of the message alone, the
+message, and raw bytes that belong to it. A tail is handed over where it was read, uncopied.
+
 Guarantees: whole messages, in order; an owner that paused is given none; nothing is read ahead
-but what one read brought. Not guaranteed: that what was sent arrived. What was sent and not
+but what the buffer takes. Not guaranteed: that what was sent arrived. What was sent and not
 yet taken by the socket is bounded by the owner alone, who is told by `choked` and `drained`.
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
+from struct import Struct
 from typing import Protocol, cast
 
 LENGTH_BYTES = 4
+TAILED = 1 << 31
+"""Added to the length of a frame whose message has a tail."""
+BUFFER_BYTES = 64 * 1024
+"""Read at once, unless told otherwise. Longer messages get a buffer of their own for their time."""
+
+_LENGTH = Struct(">I")
+_TWO_LENGTHS = Struct(">II")
+
+OnTailed = Callable[[bytes, memoryview], None]
+"""Takes a message and its tail, whose bytes are good until it returns."""
 
 
 class FrameOwner(Protocol):
@@ -31,17 +47,33 @@ class FrameOwner(Protocol):
         ...
 
 
-class FrameConnection(asyncio.Protocol):
+class FrameConnection(asyncio.BufferedProtocol):
     """One connection, of either side. One event loop; no locks."""
 
-    def __init__(self, owner: FrameOwner, most_bytes: int) -> None:
-        """A message of more than `most_bytes` ends the connection."""
+    def __init__(
+        self,
+        owner: FrameOwner,
+        most_bytes: int,
+        *,
+        most_unsent: int = 0,
+        buffer_bytes: int = BUFFER_BYTES,
+        on_tailed: OnTailed | None = None,
+    ) -> None:
+        """A message of more than `most_bytes`, with its tail, ends the connection.
+
+        With `most_unsent` bytes that the socket does not take it is `choked`; 0: the loop's own.
+        Without `on_tailed`, for which the same holds as for the owner, no tail is taken.
+        """
         self._owner = owner
+        self._on_tailed = on_tailed
+        self._most_unsent = most_unsent
         self.most_bytes = most_bytes
         """May be changed at any time, as by an owner who has seen whom it talks to."""
         self._transport: asyncio.Transport | None = None
-        # What is left of the last reads: the beginning of a message, or all while paused.
-        self._rest = bytearray()
+        # Read into by the loop, up to `_end`; handed over up to `_begin`. What lies between is
+        # the beginning of a message, or all there is while paused.
+        self._buffer = self._view = memoryview(bytearray(buffer_bytes))
+        self._begin = self._end = 0
         self._paused = False
         self._why = ""
         self.choked = False
@@ -52,11 +84,22 @@ class FrameConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(preface)
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: bytes, tail: Sequence[bytes] = ()) -> None:
         """Send one message, whole or (on a connection that is over) not at all. Never waits."""
         transport = self._transport
-        if transport is not None and not transport.is_closing():
-            transport.write(len(frame).to_bytes(LENGTH_BYTES, "big") + frame)
+        if transport is None or transport.is_closing():
+            return
+        if tail:
+            size = len(frame)
+            whole = LENGTH_BYTES + size + sum(map(len, tail))
+            head = _TWO_LENGTHS.pack(TAILED | whole, size)
+            transport.write(b"".join((head, frame, *tail)))
+        else:
+            transport.write(_LENGTH.pack(len(frame)) + frame)
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
 
     def pause(self) -> None:
         """Give the owner nothing more, and read nothing more. Safe to call twice."""
@@ -69,7 +112,7 @@ class FrameConnection(asyncio.Protocol):
         """Go on after `pause`: first with what was read before it. Safe to call twice."""
         if self._paused:
             self._paused = False
-            self._cut_rest()
+            self._cut()
             if not self._paused and self._transport is not None:
                 self._transport.resume_reading()
 
@@ -88,19 +131,31 @@ class FrameConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._most_unsent:
+            self._transport.set_write_buffer_limits(self._most_unsent)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        self._make_room()
+        return self._view[self._end :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._end += nbytes
+        if not self._paused:
+            self._cut()
 
     def data_received(self, data: bytes) -> None:
-        if self._rest or self._paused:
-            self._rest += data
-            self._cut_rest()
-            return
-        at = self._cut(data)
-        if at < len(data):
-            self._rest += data[at:]
+        """The same for bytes that somebody else has read."""
+        while data:
+            room = self.get_buffer(len(data))
+            size = min(len(room), len(data))
+            room[:size] = data[:size]
+            data = data[size:]
+            self.buffer_updated(size)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._rest.clear()
+        self._view = self._buffer
+        self._begin = self._end = 0
         self._owner.lost(self._why or (str(exc) if exc else "the peer ended the connection"))
 
     def pause_writing(self) -> None:
@@ -110,37 +165,55 @@ class FrameConnection(asyncio.Protocol):
         self.choked = False
         self._owner.drained()
 
-    def _cut_rest(self) -> None:
-        # A long message comes in many reads: it is put together once, when all of it is here.
-        # One that is too long never is: `_cut` ends the connection by its length alone.
-        if len(self._rest) < LENGTH_BYTES:
+    def _make_room(self) -> None:
+        """Leave room behind `_end`: for the rest of the message that has begun, if one has."""
+        begin, rest = self._begin, self._end - self._begin
+        if not rest:
+            self._view = self._buffer
+            self._begin = self._end = 0
             return
-        size = int.from_bytes(self._rest[:LENGTH_BYTES], "big")
-        if size <= self.most_bytes and len(self._rest) < LENGTH_BYTES + size:
+        room = len(self._view)
+        whole = rest + 1
+        if rest >= LENGTH_BYTES:
+            (word,) = _LENGTH.unpack_from(self._view, begin)
+            whole = max(whole, LENGTH_BYTES + min(word & ~TAILED, self.most_bytes))
+        if begin + whole <= room and (not begin or room - self._end >= room // 4):
             return
-        data = bytes(self._rest)
-        self._rest.clear()
-        at = self._cut(data)
-        # What the owner did may have ended the connection.
-        if self._transport is not None and at < len(data):
-            self._rest += data[at:]
+        if whole > room:
+            view = memoryview(bytearray(max(whole, 2 * room) if rest == room else whole))
+        else:
+            view = self._view
+        view[:rest] = self._view[begin : self._end]
+        self._view, self._begin, self._end = view, 0, rest
 
-    def _cut(self, data: bytes) -> int:
-        """Hand over the messages that are whole; how far they went."""
-        at, end = 0, len(data)
-        if self._transport is None or self._transport.is_closing():
-            # Ended while it was paused.
-            return end
-        while not self._paused and end - at >= LENGTH_BYTES:
-            begin = at + LENGTH_BYTES
-            size = int.from_bytes(data[at:begin], "big")
-            if size > self.most_bytes:
-                self.abort(f"a message of {size} bytes; at most {self.most_bytes} are taken")
-                return end
-            if end - begin < size:
-                break
-            at = begin + size
-            self._owner.received(data[begin:at])
+    def _cut(self) -> None:
+        """Hand over the messages that are whole."""
+        while not self._paused and self._end - self._begin >= LENGTH_BYTES:
             if self._transport is None or self._transport.is_closing():
-                return end
-        return at
+                # What the owner did ended it, or it ended while it was paused.
+                self._begin = self._end
+                return
+            view, at = self._view, self._begin + LENGTH_BYTES
+            (word,) = _LENGTH.unpack_from(view, self._begin)
+            tailed = word >= TAILED and self._on_tailed is not None
+            size = word - TAILED if tailed else word
+            if size > self.most_bytes or (tailed and size < LENGTH_BYTES):
+                self._begin = self._end
+                self.abort(f"a message of {size} bytes; at most {self.most_bytes} are taken")
+                return
+            end = at + size
+            if end > self._end:
+                return
+            self._begin = end
+            if tailed:
+                self._hand_over_tailed(view[at:end])
+            else:
+                self._owner.received(bytes(view[at:end]))
+
+    def _hand_over_tailed(self, body: memoryview) -> None:
+        (size,) = _LENGTH.unpack_from(body)
+        end = LENGTH_BYTES + size
+        if end > len(body):
+            self.abort(f"a message of {size} bytes in a frame of {len(body)}")
+        elif self._on_tailed is not None:
+            self._on_tailed(bytes(body[LENGTH_BYTES:end]), body[end:])

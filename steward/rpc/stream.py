@@ -17,6 +17,7 @@ import grpc
 from steward.errors import Reason, StewardError
 from steward.rpc.outbox import Outbox
 from steward.rpc.status import error_of
+from steward.telemetry.logs import BUG, fields
 
 WELCOME_S = 5.0
 FIRST_BACKOFF_S = 0.05
@@ -138,7 +139,7 @@ async def keep(
         except StewardError as failure:
             error = failure
         except Exception:
-            _log.exception("a stream ended by an error of this process")
+            _log.exception("a stream ended by an error of this process", extra=fields(do=BUG))
             error = StewardError(Reason.INTERNAL, "an error of this process")
         if opened():
             backoff = FIRST_BACKOFF_S

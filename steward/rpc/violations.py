@@ -13,8 +13,9 @@ gives what waits one second.
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import grpc
@@ -28,6 +29,9 @@ from steward.rpc.factory import call_metadata, make_channel
 from steward.rpc.roles import RoleCredentials
 from steward.rpc.status import error_of
 from steward.rpc.stream import FIRST_BACKOFF_S, MOST_BACKOFF_S
+from steward.telemetry import conventions as names
+from steward.telemetry.logs import BUG, fields
+from steward.telemetry.tracing import Attribute, Tracing
 from steward.v1 import placement_pb2, registry_service_pb2, registry_service_pb2_grpc
 
 MOST_WAITING = 1024
@@ -61,7 +65,8 @@ class ViolationReporter:
     """Reports to the registry at `address` (`host:port`). One event loop; no locks.
 
     Needs no start: the channel is made with the first report. With `metrics`, each report also
-    counts in this process' `steward_refusals_total` or `steward_breaches_total`. From another
+    counts in this process' `steward_refusals_total` or `steward_breaches_total`. With `tracing`,
+    each is a span, also where nothing else is sampled, and names it. From another
     thread: `loop.call_soon_threadsafe(reporter.report, violation)`.
     """
 
@@ -72,7 +77,9 @@ class ViolationReporter:
         metrics: Counters | None = None,
         *,
         most_waiting: int = MOST_WAITING,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._address = address
         self._credentials = credentials
         self._metrics = metrics
@@ -92,11 +99,13 @@ class ViolationReporter:
 
     def report(self, violation: Violation) -> None:
         """Send this to the registry soon. Never waits, never raises; ignored after `close`."""
+        key: Key = (violation.kind, violation.user, violation.epoch, violation.node)
+        present = self._waiting.get(key)
+        if present is None and self._tracing is not None and self._tracing.enabled:
+            violation = _traced(violation, self._tracing)
         self._count(violation)
         if self._closing.is_set():
             return
-        key: Key = (violation.kind, violation.user, violation.epoch, violation.node)
-        present = self._waiting.get(key)
         if present is not None:
             present.count += violation.count
             return
@@ -122,7 +131,7 @@ class ViolationReporter:
         await asyncio.wait({task})
         lost = self._dropped + sum(item.count for item in self._waiting.values())
         if lost:
-            _log.warning("%d violations were not reported", lost)
+            _log.warning("violations were not reported", extra=fields(lost=lost))
 
     def _count(self, violation: Violation) -> None:
         breach = violation.severity is Severity.BREACH
@@ -132,7 +141,15 @@ class ViolationReporter:
             counter.labels(violation.kind.value).inc(violation.count)
         if breach:
             # Also here, since the registry may be what is broken.
-            _log.error("breach %s: %s", violation.kind.value, clean(violation.evidence))
+            _log.error(
+                "breach",
+                extra=fields(
+                    kind=violation.kind.value,
+                    evidence=clean(violation.evidence),
+                    trace=violation.traceparent,
+                    do="read docs/violations.md and `steward violations --breaches`",
+                ),
+            )
 
     def _keep_bound(self) -> None:
         while len(self._waiting) > self._most_waiting:
@@ -162,7 +179,7 @@ class ViolationReporter:
                     raise
                 except Exception:
                     # What can't be said must not end the saying of all that comes later.
-                    _log.exception("a report of violations can't be made")
+                    _log.exception("a report of violations can't be made", extra=fields(do=BUG))
                     self._dropped += sum(item.count for item in batch)
                     continue
                 if error is None:
@@ -170,11 +187,17 @@ class ViolationReporter:
                     continue
                 if not error.row.retry:
                     # It would be refused again, and hold up all that come after it.
-                    _log.error("violations are refused: %s", error.message)
+                    _log.error(
+                        "violations are refused",
+                        extra=fields(
+                            why=error.message,
+                            do="let this process have the key and cluster name of the registry",
+                        ),
+                    )
                     self._dropped += sum(item.count for item in batch)
                     continue
                 self._put_back(batch)
-                _log.warning("violations wait: %s", error.message)
+                _log.warning("violations wait", extra=fields(why=error.message))
                 await self._rest(backoff * random.uniform(0.5, 1.0))
                 backoff = min(backoff * 2, MOST_BACKOFF_S)
         finally:
@@ -251,6 +274,27 @@ class ViolationReporter:
             return error_of(failure)
         self._dropped -= dropped
         return None
+
+
+def _traced(violation: Violation, tracing: Tracing) -> Violation:
+    """With the span of it, in its own trace if it has none."""
+    attributes: dict[str, Attribute] = {
+        names.KIND: violation.kind.value,
+        names.SEVERITY: violation.severity.value,
+        names.EPOCH: violation.epoch,
+    }
+    parent = violation.traceparent
+    context = "" if parent else tracing.new_root()
+    context = tracing.record(
+        names.VIOLATION,
+        parent,
+        time.time_ns(),
+        attributes,
+        context=context,
+        failed=True,
+        upgraded=True,
+    )
+    return replace(violation, traceparent=context)
 
 
 def violation_out(violation: Violation, count: int) -> registry_service_pb2.Violation:

@@ -15,3 +15,8 @@ def boot_ms() -> int:
 def wall_ms() -> int:
     """Unix time in milliseconds. May be stepped; for stamps and token expiry alone."""
     return time.time_ns() // 1_000_000
+
+
+def wall_us() -> int:
+    """Unix time in microseconds. May be stepped; for measures alone."""
+    return time.time_ns() // 1000

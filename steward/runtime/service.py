@@ -8,9 +8,12 @@ its supervisor: when that dies, by whatever cause, the kernel kills this one too
 import asyncio
 import ctypes
 import os
+import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
+from importlib import metadata
 from typing import NoReturn, Protocol
 
 import uvloop
@@ -53,6 +56,7 @@ class Service(Protocol):
 def run(make: Callable[[], Service], settings: ServiceSettings) -> NoReturn:
     """Run a service until a signal or its own failure, then exit the process."""
     _die_with(settings.parent_pid)
+    _raise_open_files()
     try:
         code = uvloop.run(_main(make, settings))
     except (SettingsError, EnvironmentUnusable, KeyUnusable) as error:
@@ -100,10 +104,17 @@ async def _main(make: Callable[[], Service], settings: ServiceSettings) -> int:
 
 
 async def serve_ops(service: Service, settings: ServiceSettings) -> web.AppRunner:
-    """Serve /metrics, /healthz and /readyz on the ops port."""
+    """Serve /metrics, /healthz and /readyz on the ops port.
+
+    /healthz also tells the version and the wall clock [ms], for `steward doctor`.
+    """
+
+    version = metadata.version("steward")
 
     async def healthz(_: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+        return web.json_response(
+            {"status": "ok", "version": version, "unix_ms": time.time_ns() // 1_000_000}
+        )
 
     async def readyz(_: web.Request) -> web.Response:
         why = service.unready()
@@ -129,6 +140,13 @@ async def serve_ops(service: Service, settings: ServiceSettings) -> web.AppRunne
             f"ops port {settings.host}:{settings.ops_port} can't be used: {error.strerror}"
         ) from None
     return runner
+
+
+def _raise_open_files() -> None:
+    # The soft limit is for programs that use select(); every connection is an open file.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _die_with(parent_pid: int) -> None:

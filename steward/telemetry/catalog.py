@@ -1,26 +1,21 @@
 """THE metric catalog: every metric that Steward exports, by service.
 
 Names follow Prometheus' rules: unit suffix, `_total` on counters. No user, tenant,
-session or run is ever a label. Label children are resolved once, by the one who
-counts, never per event. Dashboards, alerts and docs are made from these classes, and a
-test compares them with what running services export.
+session or run is ever a label; label values are the closed sets of `labels`. Label children
+are resolved once, by the one who counts, and never per event: on the way of an event there is at
+most one observation per batch or flush. What would need a walk over connections or users is
+counted as they come and go, so that a scrape costs the same with one as with ten thousand.
+Dashboards, alerts and docs are made from these classes, and a test compares them with what
+running services export.
 """
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-)
+from importlib.metadata import version
 
-disable_created_metrics()  # type: ignore[no-untyped-call]
+from prometheus_client import CollectorRegistry
 
-FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-"""Buckets in seconds for what should take milliseconds."""
-
-SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
-"""Buckets in seconds for what people wait for."""
+from steward.telemetry import labels as of
+from steward.telemetry.instruments import FAST, SLOW, TINY, Instruments
+from steward.telemetry.process_figures import ProcessFigures
 
 
 class ServiceMetrics:
@@ -28,23 +23,30 @@ class ServiceMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self.loop_lag = Histogram(
-            "steward_loop_lag_seconds",
-            "How late the event loop ran a timer.",
-            buckets=FAST,
-            registry=registry,
+        registry.register(ProcessFigures())
+        make = Instruments(registry)
+        self.build = make.gauge(
+            "steward_build_info", "1, with the version that runs.", version=(version("steward"),)
         )
-        self.refusals = Counter(
+        self.build.labels(version("steward")).set(1)
+        self.loop_lag = make.histogram(
+            "steward_loop_lag_seconds", "How late the event loop ran a timer.", FAST
+        )
+        self.gc_pauses = make.histogram(
+            "steward_gc_pause_seconds",
+            "How long the garbage collector held everything up, by generation.",
+            TINY,
+            generation=of.COLLECTIONS,
+        )
+        self.refusals = make.counter(
             "steward_refusals_total",
             "Guards of this process that worked: stale appends, forged placements.",
-            ["kind"],
-            registry=registry,
+            kind=of.REFUSALS,
         )
-        self.breaches = Counter(
+        self.breaches = make.counter(
             "steward_breaches_total",
             "Invariants seen broken by this process. Must stay zero.",
-            ["kind"],
-            registry=registry,
+            kind=of.BREACHES,
         )
 
 
@@ -53,42 +55,52 @@ class RegistryMetrics(ServiceMetrics):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
-        self.placements = Gauge(
-            "steward_registry_placements", "Users with a placement.", registry=registry
+        make = Instruments(registry)
+        self.placements = make.gauge("steward_registry_placements", "Users with a placement.")
+        self.nodes = make.gauge(
+            "steward_registry_nodes", "Agent nodes by state.", state=of.NODE_STATES
         )
-        self.nodes = Gauge(
-            "steward_registry_nodes", "Agent nodes by state.", ["state"], registry=registry
+        self.edges = make.gauge("steward_registry_edges", "Edge sessions.")
+        self.waiting_commands = make.gauge(
+            "steward_registry_waiting_commands", "Commands that the registry has not handled yet."
         )
-        self.edges = Gauge("steward_registry_edges", "Edge sessions.", registry=registry)
-        self.resolves = Counter(
+        self.resolves = make.counter(
             "steward_registry_resolves_total",
             "Users resolved, by how: cached, placed, refused.",
-            ["result"],
-            registry=registry,
+            result=of.RESOLVE_RESULTS,
         )
-        self.fences = Counter(
+        self.fences = make.counter(
             "steward_registry_fences_total",
             "Node incarnations fenced, by evidence class A to E.",
-            ["evidence"],
-            registry=registry,
+            evidence=of.EVIDENCE,
         )
-        self.violations = Counter(
+        self.violations = make.counter(
             "steward_registry_violations_total",
             "Violations recorded, by severity (refusal, breach) and kind; breaches must stay zero.",
-            ["severity", "kind"],
-            registry=registry,
+            severity=(),
+            kind=(),
         )
-        self.commit_seconds = Histogram(
-            "steward_registry_commit_seconds",
-            "Duration of a store transaction.",
-            buckets=FAST,
-            registry=registry,
+        # Not each severity with each kind: a kind has one severity.
+        for severity, kinds in (("refusal", of.REFUSALS), ("breach", of.BREACHES)):
+            for kind in kinds:
+                self.violations.labels(severity, kind)
+        self.commit_seconds = make.histogram(
+            "steward_registry_commit_seconds", "Duration of a store transaction.", FAST
         )
-        self.resolve_seconds = Histogram(
-            "steward_registry_resolve_seconds",
-            "From a resolve request to its answer.",
-            buckets=FAST,
-            registry=registry,
+        self.resolve_seconds = make.histogram(
+            "steward_registry_resolve_seconds", "From a resolve request to its answer.", FAST
+        )
+        self.census_findings = make.gauge(
+            "steward_registry_census_findings",
+            "What the census finds wrong now, by kind of violation. Must be zero.",
+            kind=of.CENSUS_KINDS,
+        )
+        self.census_age = make.gauge(
+            "steward_registry_census_age_seconds",
+            "Since the last census that could ask everybody, or since the start.",
+        )
+        self.census_seconds = make.histogram(
+            "steward_registry_census_seconds", "Duration of one round of the census.", SLOW
         )
 
 
@@ -97,49 +109,52 @@ class AgentMetrics(ServiceMetrics):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
-        self.managers = Gauge("steward_agent_managers", "Live managers.", registry=registry)
-        self.runs = Gauge("steward_agent_open_runs", "Runs that have started.", registry=registry)
-        self.queued = Gauge("steward_agent_queued_runs", "Runs that wait.", registry=registry)
-        self.runs_total = Counter(
-            "steward_agent_runs_total", "Runs ended, by outcome.", ["outcome"], registry=registry
+        make = Instruments(registry)
+        self.managers = make.gauge("steward_agent_managers", "Live managers.")
+        self.runs = make.gauge("steward_agent_open_runs", "Runs that have started.")
+        self.queued = make.gauge("steward_agent_queued_runs", "Runs that wait.")
+        self.edges = make.gauge("steward_agent_edge_streams", "Edges that have a stream here.")
+        self.outbox = make.gauge(
+            "steward_agent_outbox_items", "Answers and deliveries that wait for their edge to read."
         )
-        self.events = Counter(
-            "steward_agent_events_total", "Events appended, by type.", ["type"], registry=registry
+        self.slow_edges = make.counter(
+            "steward_agent_slow_edges_total", "Streams ended because their edge did not read."
         )
-        self.append_seconds = Histogram(
-            "steward_agent_append_seconds",
-            "From an append request to its outcome.",
-            buckets=FAST,
-            registry=registry,
+        self.waiting_appends = make.gauge(
+            "steward_agent_waiting_appends", "Appends whose outcome is not back from the log."
         )
-        self.activate_seconds = Histogram(
+        self.runs_total = make.counter(
+            "steward_agent_runs_total", "Runs ended, by outcome.", outcome=of.RUN_OUTCOMES
+        )
+        self.events = make.counter(
+            "steward_agent_events_total", "Events appended, by type.", type=of.EVENT_TYPES
+        )
+        self.append_seconds = make.histogram(
+            "steward_agent_append_seconds", "From an append request to its outcome.", FAST
+        )
+        self.activate_seconds = make.histogram(
             "steward_agent_activate_seconds",
             "From an attach without a manager to a manager.",
-            buckets=FAST,
-            registry=registry,
+            FAST,
         )
-        self.failover_gap_seconds = Histogram(
+        self.failover_gap_seconds = make.histogram(
             "steward_agent_failover_gap_seconds",
             "Time in which a user had no live manager, as the new one sees it.",
-            buckets=SLOW,
-            registry=registry,
+            SLOW,
         )
-        self.handoff_gap_seconds = Histogram(
+        self.handoff_gap_seconds = make.histogram(
             "steward_agent_handoff_gap_seconds",
             "Time in which a user had no live manager in a planned move, as the new one sees it.",
-            buckets=FAST,
-            registry=registry,
+            FAST,
         )
-        self.abandoned_runs = Counter(
+        self.abandoned_runs = make.counter(
             "steward_agent_abandoned_runs_total",
             "Cancelled runs whose code did not end within the grace.",
-            registry=registry,
         )
-        self.agent_loop_lag = Histogram(
+        self.agent_loop_lag = make.histogram(
             "steward_agent_loop_lag_seconds",
             "How late the loop that runs agent code ran a timer.",
-            buckets=FAST,
-            registry=registry,
+            FAST,
         )
 
 
@@ -148,37 +163,30 @@ class LogMetrics(ServiceMetrics):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
-        self.appended = Counter(
-            "steward_log_events_total", "Events made durable.", registry=registry
-        )
-        self.compacted = Counter(
+        make = Instruments(registry)
+        self.appended = make.counter("steward_log_events_total", "Events made durable.")
+        self.compacted = make.counter(
             "steward_log_compacted_events_total",
             "Events removed because they were older than `log.keep_days`.",
-            registry=registry,
         )
-        self.appends = Counter(
+        self.appends = make.counter(
             "steward_log_appends_total",
             "Appends by outcome: committed, repeated, fenced, conflict.",
-            ["outcome"],
-            registry=registry,
+            outcome=of.APPEND_OUTCOMES,
         )
-        self.seals = Counter(
-            "steward_log_seals_total",
-            "Seals by outcome: sealed, fenced.",
-            ["outcome"],
-            registry=registry,
+        self.seals = make.counter(
+            "steward_log_seals_total", "Seals by outcome: sealed, fenced.", outcome=of.SEAL_OUTCOMES
         )
-        self.commit_seconds = Histogram(
-            "steward_log_commit_seconds",
-            "Duration of a group commit.",
-            buckets=FAST,
-            registry=registry,
+        self.commit_seconds = make.histogram(
+            "steward_log_commit_seconds", "Duration of a group commit.", FAST
         )
-        self.commit_appends = Histogram(
+        self.commit_appends = make.histogram(
             "steward_log_commit_appends",
             "Appends in a group commit.",
-            buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000),
-            registry=registry,
+            (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000),
+        )
+        self.waiting = make.gauge(
+            "steward_log_waiting_operations", "Appends and seals that wait for a group commit."
         )
 
 
@@ -187,55 +195,68 @@ class EdgeMetrics(ServiceMetrics):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
-        self.connections = Gauge(
-            "steward_edge_connections", "Open sockets, by kind.", ["kind"], registry=registry
+        make = Instruments(registry)
+        self.connections = make.gauge(
+            "steward_edge_connections", "Open sockets, by kind.", kind=of.SOCKET_KINDS
         )
-        self.users = Gauge("steward_edge_users", "Users with a connection.", registry=registry)
-        self.handshakes = Counter(
+        self.users = make.gauge("steward_edge_users", "Users with a connection.")
+        self.handshakes = make.counter(
             "steward_edge_handshakes_total",
             "Handshakes by result: accepted or the reason.",
-            ["result"],
-            registry=registry,
+            result=of.HANDSHAKE_RESULTS,
         )
-        self.closes = Counter(
-            "steward_edge_closes_total",
-            "Connections ended, by close code.",
-            ["code"],
-            registry=registry,
+        self.closes = make.counter(
+            "steward_edge_closes_total", "Connections ended, by close code.", code=of.CLOSE_CODES
         )
-        self.frames_in = Counter(
-            "steward_edge_frames_received_total", "Client messages.", registry=registry
+        self.slow_consumers = make.counter(
+            "steward_edge_slow_consumers_total",
+            "Connections ended because their client did not read.",
         )
-        self.events_out = Counter(
-            "steward_edge_events_sent_total",
-            "Events written, counted per connection.",
-            registry=registry,
+        self.frames_in = make.counter("steward_edge_frames_received_total", "Client messages.")
+        self.events_out = make.counter(
+            "steward_edge_events_sent_total", "Events written, counted per connection."
         )
-        self.errors = Counter(
-            "steward_edge_errors_total", "Error frames by reason.", ["reason"], registry=registry
+        self.errors = make.counter(
+            "steward_edge_errors_total", "Error frames by reason.", reason=of.REASONS
         )
-        self.resumes = Counter(
+        self.resumes = make.counter(
             "steward_edge_resumes_total",
             "Connections by kind of resume: new, resumed, reset.",
-            ["resume"],
-            registry=registry,
+            resume=of.RESUMES,
         )
-        self.attach_seconds = Histogram(
-            "steward_edge_attach_seconds",
-            "From an accepted upgrade to `ready`.",
-            buckets=FAST,
-            registry=registry,
+        self.lost_events = make.counter(
+            "steward_edge_lost_events_total",
+            "Events that a client was shown and the log has no more. Must stay zero.",
         )
-        self.delivery_seconds = Histogram(
+        self.attach_seconds = make.histogram(
+            "steward_edge_attach_seconds", "From an accepted upgrade to `ready`.", FAST
+        )
+        self.first_event_seconds = make.histogram(
+            "steward_edge_first_event_seconds",
+            "From a message that starts a run at once to its first event in the socket.",
+            FAST,
+        )
+        self.delivery_seconds = make.histogram(
             "steward_edge_delivery_seconds",
             "From a batch off the node's stream to its bytes in the sockets.",
-            buckets=FAST,
-            registry=registry,
+            FAST,
         )
-        self.dropped = Counter(
+        self.append_to_socket_seconds = make.histogram(
+            "steward_edge_append_to_socket_seconds",
+            "From the oldest append of a batch, durable, to the batch in the sockets.",
+            FAST,
+        )
+        self.append_to_ack_seconds = make.histogram(
+            "steward_edge_append_to_ack_seconds",
+            "From a durable append to a client's `ack` of it; a sample of one per batch.",
+            FAST,
+        )
+        self.dropped = make.counter(
             "steward_edge_stale_deliveries_total",
             "Deliveries of a lower epoch that were dropped.",
-            registry=registry,
+        )
+        self.waiting_commands = make.gauge(
+            "steward_edge_waiting_commands", "Commands that wait for their node to read."
         )
 
 
@@ -244,17 +265,15 @@ class AuthMetrics(ServiceMetrics):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
-        self.checks = Counter(
+        make = Instruments(registry)
+        self.checks = make.counter(
             "steward_auth_checks_total",
             "Credentials by kind and result.",
-            ["kind", "result"],
-            registry=registry,
+            kind=of.CREDENTIALS,
+            result=of.CHECK_RESULTS,
         )
-        self.check_seconds = Histogram(
-            "steward_auth_check_seconds",
-            "Time to decide one batch of credentials.",
-            buckets=FAST,
-            registry=registry,
+        self.check_seconds = make.histogram(
+            "steward_auth_check_seconds", "Time to decide one batch of credentials.", FAST
         )
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
 
 from steward.telemetry.catalog import SERVICES, ServiceMetrics
 
 EVERY_SERVICE = "every service"
+PROCESS = "process_"
 
 
 class Kind(StrEnum):
@@ -38,6 +40,8 @@ class MetricRow:
     help: str
     labels: tuple[str, ...]
     service: str
+    values: frozenset[tuple[str, ...]] = frozenset()
+    """All that its labels may be together; empty without labels."""
 
     @property
     def series(self) -> tuple[str, ...]:
@@ -62,14 +66,28 @@ def rows_by_name() -> dict[str, MetricRow]:
 
 
 def _rows_of(cls: type[ServiceMetrics], service: str) -> list[MetricRow]:
+    made = cls(CollectorRegistry())
     rows = []
-    for metric in vars(cls(CollectorRegistry())).values():
+    for metric in vars(made).values():
         kind = _KINDS.get(type(metric))
-        if kind is None:
-            continue
-        family = metric.describe()[0]
-        suffix = "_total" if kind is Kind.COUNTER else ""
-        # prometheus-client shows label names nowhere in public while there is no child.
-        labels = tuple(metric._labelnames)
-        rows.append(MetricRow(family.name + suffix, kind, family.documentation, labels, service))
+        if kind is not None:
+            # prometheus-client shows names and values of labels nowhere in public.
+            labels = tuple(metric._labelnames)
+            values = frozenset(metric._metrics) if labels else frozenset()
+            rows.append(_row(metric.describe()[0], kind, labels, service, values))
+    # What is read from /proc at a scrape is no attribute of the catalog.
+    for family in made.registry.collect():
+        if family.name.startswith(PROCESS):
+            rows.append(_row(family, Kind(family.type), (), service))
     return rows
+
+
+def _row(
+    family: Metric,
+    kind: Kind,
+    labels: tuple[str, ...],
+    service: str,
+    values: frozenset[tuple[str, ...]] = frozenset(),
+) -> MetricRow:
+    suffix = "_total" if kind is Kind.COUNTER else ""
+    return MetricRow(family.name + suffix, kind, family.documentation, labels, service, values)

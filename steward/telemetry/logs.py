@@ -4,7 +4,8 @@
     log.warning("peer is away", extra=fields(peer=address, trace=traceparent))
 
 Messages are constants, so that they can be counted and searched; everything that varies
-is a field. A field `trace` takes a traceparent and is shown as the trace id. Each
+is a field. A field `trace` takes a traceparent and is shown as the trace id. An error has a field
+`do`: what whoever reads it can do. Each
 message is written at most `BURST` times per `WINDOW_MS`; the first one after that says how many
 were left out in `suppressed`. Standard output stays free for results.
 
@@ -14,17 +15,20 @@ reader of stderr does not read. Nobody may put a token, a ticket, or user conten
 
 import logging
 import sys
+import time
 from typing import Any, TextIO
 
 import orjson
 
 from steward.config.settings import ServiceSettings, SettingsError
 from steward.model.stamps import rfc3339
-from steward.runtime.clock import boot_ms
 
 BURST = 10
 WINDOW_MS = 10_000
 MAX_MESSAGES = 1024
+
+BUG = "an error of this program: report it, with the exception and the lines before it"
+"""What to `do` about what should not happen; whoever reads it can't mend it."""
 
 _FIELDS = "steward_fields"
 
@@ -55,6 +59,9 @@ def configure(settings: ServiceSettings, service: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # What a library says for its own makers would bury what is asked for: a line for every call.
+    for library in ("grpc", "asyncio", "aiohttp"):
+        logging.getLogger(library).setLevel(max(level, logging.INFO))
 
 
 def make_handler(
@@ -75,7 +82,7 @@ class RateLimit(logging.Filter):
         self._windows: dict[tuple[str, str], _Window] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        now = boot_ms()
+        now = _now_ms()
         key = (record.name, str(record.msg))
         window = self._windows.get(key)
         if window is None:
@@ -92,6 +99,10 @@ class RateLimit(logging.Filter):
                 setattr(record, _FIELDS, values)
         window.seen += 1
         return window.seen <= BURST
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 class _Window:

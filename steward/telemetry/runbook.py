@@ -1,4 +1,4 @@
-"""What to do about a violation: `docs/violations.md`, made from the table of kinds.
+"""What to do: `docs/violations.md` from the table of kinds, `docs/runbooks.md` from the alerts.
 
 Every kind of `steward.model.violations` has its line here; a kind without one makes the
 generation fail, and so the test that holds the file against it.
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from steward.model.violations import KINDS, Severity, ViolationKind
+from steward.telemetry.alerts import alerts
 
 _V = ViolationKind
 
@@ -47,6 +48,19 @@ LOOK: Mapping[ViolationKind, str] = MappingProxyType(
         "lies about flushes. Stop the log, keep its files, and look at its disk.",
         _V.FOREIGN_EVENT: "Data of one user came to another. Stop the edge that the evidence "
         "names, keep its log, and find out from the trace which stream carried it.",
+        _V.DUPLICATE_MANAGER: "End the one that the registry does not name: fence its node "
+        "(`steward drain NODE --now`), after its log was kept. The one that the log's fence names "
+        "is the only one that can have written since.",
+        _V.STALE_MANAGER: "It can't write any more, but its node does not know it: look at that "
+        "node's session in its log, then fence it (`steward drain NODE --now`).",
+        _V.ORPHAN_MANAGER: "The node has a grant that the registry never gave, or the registry "
+        "lost one: compare the ledger of the user with the evidence; then fence the node.",
+        _V.UNSEALED_MANAGER: "The log was put back to a time before, or the node has another "
+        "log: compare its `--log` with the other nodes'. Its next append will be refused.",
+        _V.UNREACHABLE_USER: "The user waits for a manager that can't be made: `steward move "
+        "USER` gives her a new placement. Then find out from the node's log why it let go.",
+        _V.MISATTACHED_EDGE: "The edge missed a move, and drops what the right node sends: "
+        "restart it; its clients come back elsewhere. Look in its log for the registry's session.",
     }
 )
 
@@ -108,3 +122,33 @@ def _rows(severity: Severity) -> str:
         for kind, row in KINDS.items()
         if row.severity is severity
     )
+
+
+def render_alert_runbooks(generated: str) -> str:
+    """One section for each alert, in the order of the rules."""
+    lines = [
+        "# Runbooks",
+        "",
+        f"<!-- {generated} -->",
+        "",
+        "One section for each alert of `deploy/observability/alerts.yml`; its `runbook` annotation",
+        "leads here. `page` wants somebody now, `warning` in the next working hours.",
+        "",
+    ]
+    for alert in alerts():
+        summary = alert.summary.replace("{{ $labels.", "`").replace(" }}", "`")
+        lines += [
+            f"## {alert.name}",
+            "",
+            f"*{alert.severity}, after {alert.hold}.* {summary}.",
+            "",
+            f"**What users see.** {alert.effect}",
+            "",
+            *(f"{number}. {step}" for number, step in enumerate(alert.steps, 1)),
+            "",
+            "```promql",
+            alert.expression,
+            "```",
+            "",
+        ]
+    return "\n".join(lines).rstrip("\n") + "\n"

@@ -5,16 +5,62 @@ multiplexed stream has no metadata per event. `Tracing.new_root` makes the conte
 new trace (always, because every event names its trace); `Tracing.record` exports a span
 of a sampled trace and is a no-op that returns its parent for any other. Without an
 endpoint nothing is sampled and OpenTelemetry is not even imported.
+
+Sampling is parent-based: the service in which a trace begins decides with its ratio, and
+everybody else keeps that. A span that must be seen (`upgraded=True`: an error, a failover, a
+violation) is exported in any case, and the context that `record` returns then has the sampled
+bit set, so that what follows from it is seen too. What came before is not: it was never kept.
 """
 
 import os
 import time
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
+
+from steward.telemetry.conventions import UPGRADED
 
 Attribute = str | int | bool | float
 
 _UNSAMPLED = "-00"
+_SAMPLED = "-01"
+_NO_ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType({})
+
+
+class Kind(StrEnum):
+    """On which side of a boundary a span is, as OpenTelemetry names it."""
+
+    INTERNAL = "internal"
+    SERVER = "server"
+    PRODUCER = "producer"
+    CONSUMER = "consumer"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Another span that this one is joined with, without being its child."""
+
+    context: str
+    attributes: Mapping[str, Attribute] = field(default_factory=lambda: _NO_ATTRIBUTES)
+
+
+class FinishedSpan(NamedTuple):
+    """A span that is over. `context` and `parent` are traceparents of one trace, `context` sampled.
+
+    `parent` is empty for the first span of a trace. Times are Unix nanoseconds.
+    """
+
+    name: str
+    context: str
+    parent: str
+    start_ns: int
+    end_ns: int
+    attributes: Mapping[str, Attribute]
+    failed: bool = False
+    kind: Kind = Kind.INTERNAL
+    links: Sequence[Link] = ()
 
 
 def is_sampled(traceparent: str) -> bool:
@@ -32,19 +78,18 @@ def is_traceparent(text: str) -> bool:
     return text[3:35] != "0" * 32 and text[36:52] != "0" * 16
 
 
-class SpanExporter(Protocol):
-    """Where sampled spans go. `span_id` is lower-case hex; times are Unix nanoseconds."""
+def new_traceparent(*, sampled: bool) -> str:
+    """The context of a new trace, with random ids."""
+    ids = os.urandom(24).hex()
+    return f"00-{ids[:32]}-{ids[32:]}{_SAMPLED if sampled else _UNSAMPLED}"
 
-    def export(
-        self,
-        name: str,
-        parent: str,
-        span_id: str,
-        start_ns: int,
-        end_ns: int,
-        attributes: Mapping[str, Attribute],
-        failed: bool,
-    ) -> None: ...
+
+class SpanExporter(Protocol):
+    """Where spans go."""
+
+    def export(self, span: FinishedSpan) -> None:
+        """Take a span; never waits."""
+        ...
 
     def close(self) -> None: ...
 
@@ -52,10 +97,15 @@ class SpanExporter(Protocol):
 class Tracing:
     """Makes trace contexts and records spans for one service."""
 
-    __slots__ = ("_exporter", "_threshold")
+    __slots__ = ("_exporter", "_threshold", "content")
 
-    def __init__(self, exporter: SpanExporter | None = None, ratio: float = 0.0) -> None:
+    def __init__(
+        self, exporter: SpanExporter | None = None, ratio: float = 0.0, *, content: bool = False
+    ) -> None:
+        """`ratio`: the share of traces begun here that are sampled, 0 to 1."""
         self._exporter = exporter
+        self.content = content
+        """Whether what users and agents wrote may be an attribute."""
         self._threshold = int(min(max(ratio, 0.0), 1.0) * (1 << 32)) if exporter else 0
 
     @property
@@ -64,19 +114,19 @@ class Tracing:
         return self._exporter is not None
 
     def new_root(self) -> str:
-        """A new trace context; sampled with the configured ratio, when spans go anywhere."""
+        """The context of the first span of a trace; sampled with the configured ratio."""
         ids = os.urandom(24).hex()
         sampled = int(ids[:8], 16) < self._threshold
-        return f"00-{ids[:32]}-{ids[32:]}{'-01' if sampled else _UNSAMPLED}"
+        return f"00-{ids[:32]}-{ids[32:]}{_SAMPLED if sampled else _UNSAMPLED}"
 
-    def child(self, parent: str) -> str:
+    def child(self, parent: str, *, upgraded: bool = False) -> str:
         """The context of a span that will be recorded later, for its children to refer to.
 
         Returns `parent` when nothing of its trace is kept.
         """
-        if self._exporter is None or not is_sampled(parent):
+        if self._exporter is None or not (upgraded or is_sampled(parent)):
             return parent
-        return f"{parent[:36]}{os.urandom(8).hex()}-01"
+        return f"{parent[:36]}{os.urandom(8).hex()}{_SAMPLED}"
 
     def record(
         self,
@@ -87,17 +137,41 @@ class Tracing:
         *,
         context: str = "",
         failed: bool = False,
+        kind: Kind = Kind.INTERNAL,
+        links: Sequence[Link] = (),
+        upgraded: bool = False,
+        end_ns: int = 0,
     ) -> str:
-        """Export a span that started at `start_ns` (time.time_ns) and ends now.
+        """Export a span that started at `start_ns` (time.time_ns) and ends now, or at `end_ns`.
 
-        `context` is what `child(parent)` gave, if children were made before. Returns the
-        context for children: the new span, or `parent` when not sampled.
+        `context` is what `child(parent)` or `new_root()` gave, if children were made before; with
+        `new_root()`, `parent` is empty. `upgraded`: also when the trace is not sampled. Returns
+        the context for children: the new span, or `parent` when not kept.
         """
         exporter = self._exporter
-        if exporter is None or not is_sampled(parent):
-            return parent
-        context = context or self.child(parent)
-        exporter.export(name, parent, context[36:52], start_ns, time.time_ns(), attributes, failed)
+        known = context or parent
+        sampled = is_sampled(known)
+        if exporter is None or not (sampled or upgraded):
+            return known
+        if not sampled:
+            attributes = {**attributes, UPGRADED: True}
+            if context:
+                context = context[:52] + _SAMPLED
+        if not context:
+            context = self.child(parent, upgraded=True) if parent else new_traceparent(sampled=True)
+        exporter.export(
+            FinishedSpan(
+                name,
+                context,
+                parent,
+                start_ns,
+                end_ns or time.time_ns(),
+                attributes,
+                failed,
+                kind,
+                links,
+            )
+        )
         return context
 
     def close(self) -> None:

@@ -9,21 +9,26 @@ inside; what crosses processes is tested with `LocalCluster`.
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import orjson
 from prometheus_client import CollectorRegistry
 
 from agent_service.core.commands import AttachEdge, CancelRun, SubmitMessage
-from agent_service.core.effects import Deliver
+from agent_service.core.effects import AnswerAttached, Deliver
 from agent_service.core.policy import AgentPolicy, ManagerPolicy
 from agent_service.host.agent_loop import AgentLoop
 from agent_service.host.constructions import ConstructionWatch
 from agent_service.host.host import ManagerHost
 from agent_service.host.ports import EdgeAnswer
 from agent_service.log.port import EventLog
+from agent_service.uplink.census import NodeCensus
+from registry_service import convert as registry_convert
+from registry_service.census.asking import fences_in, holdings_in
+from registry_service.census.rounds import Census, CensusConfig
 from registry_service.core import commands as ask
 from registry_service.core import effects as tell
 from registry_service.core.commands import DialOutcome, PeerId
@@ -35,12 +40,15 @@ from registry_service.store.port import LedgerRow, PlacementStore
 from registry_service.store.violation_table import ViolationRow
 from steward.agent.loading import load_agents
 from steward.errors import Reason, StewardError
+from steward.model.census import SUM_MASK, Held, bucket_of
 from steward.model.keys import EdgeId, Epoch, NodeId, NodeIncarnation, RunId, ThreadId, UserKey
 from steward.model.placement import Placement
 from steward.model.violations import Violation
+from steward.rpc.census import HoldingsAnswers
 from steward.runtime.clock import boot_ms
 from steward.telemetry.catalog import AgentMetrics, RegistryMetrics
 from steward.telemetry.tracing import Tracing
+from steward.v1 import registry_service_pb2 as pb
 
 DEADLINE_S = 10.0
 NO_EPOCH = Epoch(0)
@@ -68,6 +76,14 @@ class _Call:
     def end(self) -> None:
         if not self.answer.done():
             self.answer.set_exception(StewardError(Reason.STORE_UNAVAILABLE, "it has stopped"))
+
+
+class _Nobody:
+    """A peer to which nothing comes."""
+
+    def deliver(self, message: tell.Message) -> None: ...
+
+    def end(self) -> None: ...
 
 
 class NodeUnderTest:
@@ -101,6 +117,15 @@ class NodeUnderTest:
         self._confirming: dict[int, asyncio.Future[Placement | None]] = {}
         self._joined: asyncio.Future[NodeIncarnation] = asyncio.get_running_loop().create_future()
         self._peer = self._driver.connect(self)
+        self._questions = cluster.census.questions
+        self._census = NodeCensus(
+            log, self.host.holdings.walk, lambda: self.incarnation.node_rev, self._tell_census
+        )
+        self._counting = asyncio.ensure_future(self._census.run())
+        cluster.census.nodes.opened(self.name, self._peer, self.deliver)
+        self._closed = partial(cluster.census.node_closed, self.name, self._peer)
+        self.lost_sight_of: list[object] = []
+        """Managers that a test took out of the host's table: they live on here."""
         self.pushes = True
         """False: grants that the registry pushes are lost, so that the node has to ask."""
 
@@ -115,9 +140,12 @@ class NodeUnderTest:
 
     async def stop(self) -> None:
         self._constructions.close()
+        self._closed()
+        self._counting.cancel()
         if self._telling is not None:
             self._telling.cancel()
-            await asyncio.gather(self._telling, return_exceptions=True)
+        telling = [self._telling] if self._telling is not None else []
+        await asyncio.gather(self._counting, *telling, return_exceptions=True)
         await self.host.close()
         await self._agents.stop(0.2)
 
@@ -144,11 +172,23 @@ class NodeUnderTest:
                 self.host.members(node_ids)
             case tell.AskLogHead():
                 self._telling = asyncio.ensure_future(self._tell_log_head())
+            case tell.AskHoldings():
+                asked = registry_convert.holdings_question(message)
+                self._census.asked(pb.HoldNodeSessionResponse(ask_holdings=asked))
+            case tell.AskFences():
+                fences = registry_convert.fences_question(message)
+                self._census.asked(pb.HoldNodeSessionResponse(ask_fences=fences))
             case tell.PlacementsConfirmed(request_id, placements):
                 found = self._confirming.pop(request_id)
                 found.set_result(placements[0] if placements else None)
             case _:
                 pass
+
+    def _tell_census(self, answer: pb.HoldNodeSessionRequest) -> None:
+        if answer.WhichOneof("body") == "holdings":
+            self._questions.answered(self._peer, holdings_in(answer.holdings))
+        else:
+            self._questions.answered(self._peer, fences_in(answer.fences))
 
     async def _tell_log_head(self) -> None:
         summary = await self._log.describe()
@@ -210,6 +250,29 @@ class EdgeProbe:
         self.taken: dict[UserKey, list[str]] = {}
         self.aborted = 0
         """How many nodes have ended their stream at once, since they were over."""
+        # To which managers users are attached, by the nodes' answers.
+        self.attached: dict[UserKey, Placement] = {}
+        self._peer = cluster.driver.connect(_Nobody())
+        self._questions = cluster.census.questions
+        self._census = HoldingsAnswers(self._walk, self._tell_census)
+        self._counting = asyncio.ensure_future(self._census.run())
+        cluster.census.edges.opened(name, self._peer, self._asked)
+
+    async def stop(self) -> None:
+        self._counting.cancel()
+        await asyncio.gather(self._counting, return_exceptions=True)
+
+    def _asked(self, message: tell.Message) -> None:
+        if isinstance(message, tell.AskHoldings):
+            self._census.asked(registry_convert.holdings_question(message))
+
+    def _walk(self) -> Iterator[Held]:
+        for user, at in list(self.attached.items()):
+            weight = hash((user, at.epoch, at.incarnation)) & SUM_MASK
+            yield Held(bucket_of(user), weight, user, at.epoch, at.incarnation)
+
+    def _tell_census(self, report: pb.ReportHoldings) -> None:
+        self._questions.answered(self._peer, holdings_in(report))
 
     def events(self, user: UserKey) -> list[dict[str, Any]]:
         return [orjson.loads(payload) for payload in self.payloads.get(user, [])]
@@ -229,7 +292,10 @@ class EdgeProbe:
         self.placements[user] = placement
         number = next(self._commands)
         attach = AttachEdge(self.edge_id, number, 0)
-        return await self._command(placement, node, number, attach)
+        answered = await self._command(placement, node, number, attach)
+        if isinstance(answered.answer, AnswerAttached):
+            self.attached[user] = placement
+        return answered
 
     async def send(
         self,
@@ -282,6 +348,8 @@ class EdgeProbe:
 
     def manager_lost(self, user: UserKey, epoch: Epoch, reason: Reason, known: Epoch) -> None:
         self.lost.setdefault(user, []).append((epoch, reason, known))
+        if user in self.attached and self.attached[user].epoch <= epoch:
+            del self.attached[user]
 
     def client_taken(self, user: UserKey, epoch: Epoch, client_id: str) -> None:
         self.taken.setdefault(user, []).append(client_id)
@@ -304,6 +372,7 @@ class InProcessCluster:
         tracing: Tracing | None = None,
         config: RegistryConfig = PATIENT,
         clock: Callable[[], int] = boot_ms,
+        census: CensusConfig | None = None,
     ) -> None:
         self.store = store
         self.log = log
@@ -319,14 +388,25 @@ class InProcessCluster:
         self.driver = RegistryDriver(
             Registry(config), store, _Dialer(), self.registry_metrics, clock
         )
+        # Taken when a test says so, unless it gives an interval.
+        self.census = Census(
+            self.driver, self.registry_metrics, census or CensusConfig(interval_ms=0)
+        )
+        self._counting: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self.driver.start()
         for number in range(self._count):
             await self.add_node(f"node-{number}")
+        self._counting = asyncio.ensure_future(self.census.run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._counting is not None:
+            self._counting.cancel()
+            await asyncio.gather(self._counting, return_exceptions=True)
+        for edge in self.edges:
+            await edge.stop()
         for node in self.nodes.values():
             await node.stop()
         await self.driver.stop()

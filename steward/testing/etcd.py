@@ -19,6 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
+
+from steward.testing.etcd_network import Network
 from steward.testing.local_cluster import free_ports
 from steward.testing.waiting import wait_for
 
@@ -31,6 +34,8 @@ import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
+# AlarmRequest(action=ACTIVATE, alarm=NOSPACE), which etcdctl has no command for.
+_NO_SPACE = b"\x08\x01\x18\x01"
 SKIPPED = "skipped: no etcd (Debian: etcd-server and etcd-client)"
 
 
@@ -43,36 +48,50 @@ def missing() -> str:
 class EtcdMember:
     """One member: its process, its ports, its directory."""
 
-    def __init__(self, name: str, directory: Path, options: Sequence[str], scheme: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        options: Sequence[str],
+        scheme: str,
+        command: Sequence[str],
+    ) -> None:
         self.name = name
+        self.host = "127.0.0.1"
         self.directory = directory
-        self.client_port = free_ports(1)
-        self.peer_port = free_ports(1)
-        self.metrics_port = free_ports(1)
+        self.client_port = free_ports(3)
+        self.peer_port = self.client_port + 1
+        self.metrics_port = self.client_port + 2
         self.process: subprocess.Popen[bytes] | None = None
         self._options = list(options)
         self._scheme = scheme
+        self._command = list(command)
+
+    def move_to(self, host: str, command: Sequence[str]) -> None:
+        """Run on another host, by means of this command."""
+        self.host = host
+        self._command = [*command, *self._command]
 
     @property
     def endpoint(self) -> str:
-        return f"127.0.0.1:{self.client_port}"
+        return f"{self.host}:{self.client_port}"
 
     @property
     def peer_url(self) -> str:
-        return f"http://127.0.0.1:{self.peer_port}"
+        return f"http://{self.host}:{self.peer_port}"
 
     def start(self, cluster: str, state: str = "new") -> None:
         """Start it, without waiting; its data is kept from one start to the next."""
         client = f"{self._scheme}://{self.endpoint}"
         command = [
-            "etcd",
+            *self._command,
             f"--name={self.name}",
             f"--data-dir={self.directory / 'data'}",
             f"--listen-client-urls={client}",
             f"--advertise-client-urls={client}",
             f"--listen-peer-urls={self.peer_url}",
             f"--initial-advertise-peer-urls={self.peer_url}",
-            f"--listen-metrics-urls=http://127.0.0.1:{self.metrics_port}",
+            f"--listen-metrics-urls=http://{self.host}:{self.metrics_port}",
             f"--initial-cluster={cluster}",
             f"--initial-cluster-state={state}",
             "--heartbeat-interval=50",
@@ -96,7 +115,7 @@ class EtcdMember:
     def healthy(self) -> bool:
         """Whether it serves, with a leader."""
         try:
-            url = f"http://127.0.0.1:{self.metrics_port}/health"
+            url = f"http://{self.host}:{self.metrics_port}/health"
             with urllib.request.urlopen(url, timeout=2) as answer:
                 return str(json.load(answer)["health"]) == "true"
         except (OSError, urllib.error.HTTPError, ValueError):
@@ -121,16 +140,27 @@ class EtcdCluster:
     """Members that were started together. Use as a context manager; `start` waits for health.
 
     `options` go to every member; with `tls` clients must come by TLS (those options say how).
+    `program` is the server that runs: the one that is installed, or a path. With a `network` each
+    member is on a host of it.
     """
 
     def __init__(
-        self, directory: Path, size: int = 3, options: Sequence[str] = (), tls: bool = False
+        self,
+        directory: Path,
+        size: int = 3,
+        options: Sequence[str] = (),
+        tls: bool = False,
+        program: str = "etcd",
+        network: Network | None = None,
     ) -> None:
         scheme = "https" if tls else "http"
-        self.members = [
-            EtcdMember(f"m{number}", directory / f"m{number}", options, scheme)
-            for number in range(size)
-        ]
+        self.members: list[EtcdMember] = []
+        for number in range(size):
+            name = f"m{number}"
+            member = EtcdMember(name, directory / name, options, scheme, [program])
+            if network is not None:
+                member.move_to(network.address(number), network.command(number))
+            self.members.append(member)
         self._scheme = scheme
         self._control: list[str] = []
 
@@ -143,10 +173,14 @@ class EtcdCluster:
         return ",".join(f"{member.name}={member.peer_url}" for member in self.members)
 
     def start(self) -> Self:
-        for member in self.members:
-            member.start(self.initial)
+        self.launch()
         self.wait_healthy()
         return self
+
+    def launch(self) -> None:
+        """Start all members, without waiting."""
+        for member in self.members:
+            member.start(self.initial)
 
     def restart(self, member: EtcdMember) -> None:
         """Start a member that was killed, with the data that it had; does not wait."""
@@ -160,12 +194,12 @@ class EtcdCluster:
             said = "\n".join(each.said() for each in wanted)
             raise TimeoutError(f"{error}:\n{said}") from None
 
-    def leader(self) -> EtcdMember:
-        """The member that leads now."""
+    def leader(self, but: EtcdMember | None = None) -> EtcdMember:
+        """The member that leads now, of those that are asked: all `but` one that is cut off."""
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             for member in self.members:
-                if member.process is None:
+                if member.process is None or member is but:
                     continue
                 status = self._status(member)
                 if status is not None and status["header"]["member_id"] == status["leader"]:
@@ -200,6 +234,12 @@ class EtcdCluster:
             check=True,
         )
         return done.stdout
+
+    def be_full(self) -> None:
+        """The state in which a full disk quota leaves etcd, until `control("alarm", "disarm")`."""
+        with grpc.insecure_channel(self.endpoints[0]) as channel:
+            call: Any = channel.unary_unary
+            call("/etcdserverpb.Maintenance/Alarm")(_NO_SPACE, timeout=CONTROL_S)
 
     def save(self, path: Path) -> None:
         """A backup of all that is there, as operators take it."""

@@ -7,6 +7,7 @@ store and the ledger.
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +30,7 @@ from registry_service.core.transactions import (
 )
 from registry_service.store.etcd import EtcdStore
 from registry_service.store.etcd_client import EtcdAccess
+from registry_service.store.etcd_standby import LEADER_TTL_S
 from registry_service.store.port import StoreFailed
 from steward.model.keys import NodeId, NodeIncarnation, UserKey
 from steward.model.placement import Placement
@@ -36,6 +38,8 @@ from steward.runtime.clock import boot_ms, wall_ms
 from steward.testing.waiting import eventually
 
 USERS = 6
+SHORT_LEASE_S = 2
+"""The shortest one, for tests that wait for the end of it."""
 OPEN_S = 40.0
 
 
@@ -49,6 +53,7 @@ def store_on(
     keep_rows: int = 100_000,
     keep_violations: int = 100_000,
     clock: Callable[[], int] = boot_ms,
+    lease_s: int = LEADER_TTL_S,
 ) -> EtcdStore:
     """A store that is not open; one `home` is for one at a time."""
     return EtcdStore(
@@ -61,6 +66,7 @@ def store_on(
         nodes_every_s=nodes_every_s,
         keep_rows=keep_rows,
         keep_violations=keep_violations,
+        lease_s=lease_s,
     )
 
 
@@ -92,9 +98,15 @@ async def read(store: EtcdStore, user: UserKey) -> PlacementRead:
 class Life:
     """Load for as long as the block lasts. `served` counts what was acknowledged."""
 
-    def __init__(self, endpoints: tuple[str, ...], cluster: str, home: Path) -> None:
-        self._where = endpoints, cluster, home
-        self.store = store_on(*self._where)
+    def __init__(
+        self,
+        endpoints: tuple[str, ...],
+        cluster: str,
+        home: Path,
+        lease_s: int = LEADER_TTL_S,
+    ) -> None:
+        self._make = partial(store_on, endpoints, cluster, home, lease_s=lease_s)
+        self.store = self._make()
         self.node: NodeIncarnation | None = None
         self.served = 0
         self.ended: list[str] = []
@@ -162,7 +174,7 @@ class Life:
                 return
             self.ended.append(why)
             await store.close()
-            new = store_on(*self._where)
+            new = self._make()
             async with asyncio.timeout(OPEN_S):
                 await new.open()
             self.store = new

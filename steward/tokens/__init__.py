@@ -6,16 +6,23 @@ accepted is EdDSA, whatever a token's header says. Every token has an issuer, th
 audience `steward`, a subject, an id and a limited life; `iat` carries milliseconds, so
 that a revocation and a new login in the same second are told apart.
 
-Guaranteed: `verify` returns an identity or raises `StewardError`, for any input, and no
-error text repeats any part of a token. Not done here: revocation, which needs state and
-belongs to the auth service.
+Tokens of exactly the form that `mint` gives are read here, as PyJWT takes as long around a
+signature as the signature itself. Whatever differs in a byte of the header or in the set of
+claims is left to PyJWT, so there is one place that knows what else a token may look like.
+
+Guaranteed: `verify` and `genuine` return an identity or raise `StewardError`, for any input,
+and no error text repeats any part of a token. Not done here: revocation, which needs state
+and belongs to the auth service.
 """
 
+import binascii
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import jwt
+import orjson
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from steward.errors import Reason, StewardError
@@ -37,6 +44,12 @@ MAX_CLOCK_SKEW_MS = 30_000
 MAX_TOKEN_CHARS = 8192
 MAX_ID_CHARS = 128
 MAX_SCOPES = 32
+
+# What `mint` writes before the first dot, and the claims that it may put behind it.
+_HEAD = "eyJhbGciOiJFZERTQSIsInR5cCI6IkpXVCJ9."
+_CLAIMS = frozenset((*REQUIRED_CLAIMS, "tid", "scope"))
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_NOT_OURS = "it is malformed or was not signed by this cluster"
 
 # RFC 6749, 3.3: printable ASCII without space, quote and backslash.
 _SCOPE_CHARS = frozenset(chr(c) for c in range(0x21, 0x7F)) - {'"', "\\"}
@@ -99,17 +112,66 @@ def verify(public_key: Ed25519PublicKey, token: str, *, now_ms: int | None = Non
     `now_ms` is Unix milliseconds, by default the wall clock. Raises StewardError with
     TOKEN_EXPIRED for a genuine token whose time is over, else with TOKEN_INVALID.
     """
-    now = wall_ms() if now_ms is None else now_ms
+    return check_times(genuine(public_key, token), wall_ms() if now_ms is None else now_ms)
+
+
+def genuine(public_key: Ed25519PublicKey, token: str) -> Identity:
+    """Who `token` names, once its signature and claims are good. Raises StewardError.
+
+    The same at any time, so it may be kept; whether the token counts now, `check_times` says.
+    """
     if len(token) > MAX_TOKEN_CHARS:
         raise _invalid("it is too long")
+    claims = _read_own(public_key, token)
+    return _identity(_read_any(public_key, token) if claims is None else claims)
+
+
+def check_times(identity: Identity, now_ms: int) -> Identity:
+    """The same identity. Raises StewardError: TOKEN_EXPIRED, or TOKEN_INVALID when too early."""
+    if identity.issued_at_ms > now_ms + MAX_CLOCK_SKEW_MS:
+        raise _invalid("it was issued in the future; check the clocks")
+    if identity.expires_at_ms <= now_ms:
+        raise StewardError(Reason.TOKEN_EXPIRED, "the token has expired; get a new one")
+    return identity
+
+
+def _read_own(public_key: Ed25519PublicKey, token: str) -> dict[str, Any] | None:
+    """The claims of a token as `mint` makes them; None if it is anything else. Raises StewardError.
+
+    Nothing in the payload is looked at before the signature over it is found good.
+    """
+    signed, dot, signature = token.rpartition(".")
+    if not dot or not token.startswith(_HEAD) or "." in (payload := signed[len(_HEAD) :]):
+        return None
     try:
-        claims = jwt.decode(
+        public_key.verify(_decoded(signature), signed.encode("ascii"))
+        claims = orjson.loads(_decoded(payload))
+    except InvalidSignature:
+        raise _invalid(_NOT_OURS) from None
+    except ValueError:
+        return None
+    if not isinstance(claims, dict) or not _CLAIMS.issuperset(claims):
+        return None
+    own = claims.get("iss") == ISSUER and claims.get("aud") == AUDIENCE
+    return claims if own and all(name in claims for name in REQUIRED_CLAIMS) else None
+
+
+def _decoded(segment: str) -> bytes:
+    """The bytes of a base64url segment. Raises ValueError for any other character."""
+    padded = segment.encode("ascii").translate(_STANDARD) + b"=" * (-len(segment) % 4)
+    return binascii.a2b_base64(padded, strict_mode=True)
+
+
+def _read_any(public_key: Ed25519PublicKey, token: str) -> dict[str, Any]:
+    """The claims of any token that this cluster signed. Raises StewardError."""
+    try:
+        claims: dict[str, Any] = jwt.decode(
             token,
             public_key,
             algorithms=[ALGORITHM],
             audience=AUDIENCE,
             issuer=ISSUER,
-            # Times are checked below, against the caller's clock and in milliseconds.
+            # Times are checked by `check_times`, against the caller's clock and in milliseconds.
             options={"require": list(REQUIRED_CLAIMS), "verify_exp": False, "verify_iat": False},
         )
     except jwt.InvalidAudienceError:
@@ -117,11 +179,11 @@ def verify(public_key: Ed25519PublicKey, token: str, *, now_ms: int | None = Non
     except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
         # Not the library's own message: it quotes the token's header. And whatever else a
         # hostile header raises inside of its JSON parser is a refusal, not a crash.
-        raise _invalid("it is malformed or was not signed by this cluster") from None
-    return _identity(claims, now)
+        raise _invalid(_NOT_OURS) from None
+    return claims
 
 
-def _identity(claims: dict[str, Any], now_ms: int) -> Identity:
+def _identity(claims: dict[str, Any]) -> Identity:
     user = UserKey(_text(claims, "tid", DEFAULT_TENANT), _text(claims, "sub"))
     scopes = tuple(_text(claims, "scope", "").split())
     token_id = _text(claims, "jti")
@@ -132,12 +194,8 @@ def _identity(claims: dict[str, Any], now_ms: int) -> Identity:
         raise _invalid(str(error)) from None
     if not is_id(token_id):
         raise _invalid("its id is not usable")
-    if issued_ms > now_ms + MAX_CLOCK_SKEW_MS:
-        raise _invalid("it was issued in the future; check the clocks")
     if expires_ms - issued_ms > MAX_LIFETIME_S * 1000:
         raise _invalid("it lives too long")
-    if expires_ms <= now_ms:
-        raise StewardError(Reason.TOKEN_EXPIRED, "the token has expired; get a new one")
     return Identity(user, scopes, expires_ms, issued_ms, token_id)
 
 

@@ -14,11 +14,35 @@ import pytest
 
 from steward.model.keys import DEFAULT_TENANT, UserKey
 from steward.rpc.keys import USER_KEY, load_or_create_key
+from steward.testing.etcd import EtcdCluster, missing
+from steward.testing.etcd_network import Network
+from steward.testing.etcd_network import missing as no_network
 from steward.testing.local_cluster import LocalCluster, free_ports
 from steward.tokens import mint
 
 StartCluster = Callable[..., LocalCluster]
 AGENTS = Path(__file__).parent / "agents.py"
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network | None]:
+    """Where the members of etcd are, each on a host of its own; None where that can't be had."""
+    if no_network():
+        yield None
+        return
+    with Network() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def etcd(
+    tmp_path_factory: pytest.TempPathFactory, network: Network | None
+) -> Iterator[EtcdCluster]:
+    """Three members that every test leaves whole."""
+    if why := missing():
+        pytest.skip(why)
+    with EtcdCluster(tmp_path_factory.mktemp("etcd"), network=network) as cluster:
+        yield cluster
 
 
 @pytest.fixture

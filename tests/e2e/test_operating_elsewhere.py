@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.asyncio
 
 TokenOf = Callable[[LocalCluster, str], str]
 COMMAND_S = 60.0
+AT_ONCE = 3
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,18 @@ class Elsewhere:
             )
 
         return await asyncio.to_thread(run)
+
+    async def steward_at_once(
+        self, commands: Iterable[tuple[str, ...]]
+    ) -> "list[subprocess.CompletedProcess[str]]":
+        """Commands that change nothing, a few at a time: each takes a second to start."""
+        turns = asyncio.Semaphore(AT_ONCE)
+
+        async def one(words: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
+            async with turns:
+                return await self.steward(*words)
+
+        return await asyncio.gather(*map(one, commands))
 
     async def operate(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run a command against the cluster, by its options."""
@@ -184,14 +197,20 @@ async def test_a_wrong_key_cluster_or_address_is_one_line_and_changes_nothing(
     no_answer = f"MANAGER_UNAVAILABLE: no answer from {nobody}: check the address"
     async with settled(cluster, token_of):
         before = await elsewhere.facts("settled")
-        for command in COMMANDS:
-            answer = await elsewhere.steward(*command, *address, "--key-file", wrong_key)
+        answers = elsewhere.steward_at_once(
+            (*command, *address, "--key-file", wrong_key) for command in COMMANDS
+        )
+        for answer in await answers:
             assert_one_line(answer, 1, no_key)
-            answer = await elsewhere.operate(*command, "--cluster", "other")
+        mine = (*address, "--key-file", elsewhere.key)
+        answers = elsewhere.steward_at_once(
+            (*command, *mine, "--cluster", "other") for command in COMMANDS
+        )
+        for answer in await answers:
             assert_one_line(answer, 1, no_cluster)
-        for command in COMMANDS[:3]:
-            away = ("--registry", nobody, "--key-file", elsewhere.key)
-            assert_one_line(await elsewhere.steward(*command, *away), 1, no_answer)
+        away = ("--registry", nobody, "--key-file", elsewhere.key)
+        for answer in await elsewhere.steward_at_once((*each, *away) for each in COMMANDS[:3]):
+            assert_one_line(answer, 1, no_answer)
         assert await elsewhere.facts("settled") == before
 
 
@@ -254,8 +273,10 @@ async def test_what_is_not_there_and_what_is_no_id_change_nothing(
 ) -> None:
     async with settled(cluster, token_of):
         before = await elsewhere.facts("settled")
-        for command, says in REFUSED:
-            assert_one_line(await elsewhere.operate(*command), 1, says)
+        mine = ("--registry", elsewhere.address, "--key-file", elsewhere.key)
+        answers = await elsewhere.steward_at_once((*command, *mine) for command, _ in REFUSED)
+        for answer, (_, says) in zip(answers, REFUSED, strict=True):
+            assert_one_line(answer, 1, says)
         assert await elsewhere.facts("settled") == before
 
 

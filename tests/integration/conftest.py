@@ -1,10 +1,21 @@
-"""Real servers that several parts are tested with; each is started once, by whoever needs it."""
+"""Real servers that several parts are tested with; each is started once, by whoever needs it.
+
+And `caplog`, which shows lines as a terminal would: with their fields.
+"""
 
 from collections.abc import Iterator
 
 import pytest
 
+from steward.telemetry.logs import TextLines
 from steward.testing.postgres import PgBouncer, PostgresServer
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The message alone would be a constant."""
+    caplog.handler.setFormatter(TextLines("test", "test"))
+    return caplog
 
 
 def _started() -> PostgresServer:

@@ -87,7 +87,7 @@ class Bench:
 
 def memory(bench: Bench) -> Iterator[Row]:
     """What an idle connection costs each process. One round: what is freed is not given back."""
-    connections = bench.sized(1000, 300)
+    connections = bench.sized(1000, 200)
     found = [bench.once("memory", "memory", connections=connections)]
     what = f"{connections:,} idle connections, a user each"
     yield Row(f"{what}: edge, per connection", "KiB", _each(found, "kib_edge-0"), 8.0, True)
@@ -102,7 +102,7 @@ def memory(bench: Bench) -> Iterator[Row]:
 
 def idle(bench: Bench) -> Iterator[Row]:
     """One message at a time."""
-    found = bench.rounds("idle", messages=bench.sized(200, 50))
+    found = bench.rounds("idle", messages=bench.sized(200, 20))
     for name, what, goal in (
         ("accepted", "message to `accepted`", None),
         ("first", "message to its first event", 50.0),
@@ -115,7 +115,7 @@ def idle(bench: Bench) -> Iterator[Row]:
 
 def latency(bench: Bench) -> Iterator[Row]:
     """A low rate that leaves the machine idle most of the time."""
-    seconds = bench.sized(4, 2)
+    seconds = bench.sized(4, 1)
     found = bench.rounds("latency", users=USERS, tabs=TABS, rate=RATE, seconds=seconds)
     what = f"at {RATE:,} events/s: verb to socket"
     yield Row(f"{what}, p50", "ms", _each(found, "p50"), 2.5, True)
@@ -126,7 +126,7 @@ def latency(bench: Bench) -> Iterator[Row]:
 
 def throughput(bench: Bench) -> Iterator[Row]:
     """As fast as the agents can."""
-    events = bench.sized(1500, 500)
+    events = bench.sized(1500, 200)
     bench.once("throughput", "warm", users=USERS, tabs=TABS, events=events // 4)
     found = bench.rounds("throughput", users=USERS, tabs=TABS, events=events)
     what = f"{USERS} users, {TABS} tabs each"

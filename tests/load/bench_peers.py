@@ -24,7 +24,8 @@ PEERS = Path(__file__).parent / "peers"
 NODE_PACKAGES = PEERS / "node_modules"
 PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 CONNECTIONS = 1000
-SPAN_S, QUICK_SPAN_S = 0.5, 0.15
+QUICK_CONNECTIONS = 250
+SPAN_S, QUICK_SPAN_S = 0.5, 0.1
 WARM_UP = 2
 """How many spans of each kind go before the first one that counts."""
 
@@ -77,7 +78,12 @@ def _with_packages(
 
 
 def figures(rounds: int, quick: bool, connections: int = CONNECTIONS) -> list[Row]:
-    """All of it. Without a C compiler there is no client, and nothing is measured."""
+    """All of it. Without a C compiler there is no client, and nothing is measured.
+
+    Quick: few connections, nothing warmed up.
+    """
+    if quick:
+        connections = min(connections, QUICK_CONNECTIONS)
     found: Found = defaultdict(lambda: defaultdict(list))
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="steward-peers-") as name, ExitStack() as stack:
@@ -95,21 +101,30 @@ def figures(rounds: int, quick: bool, connections: int = CONNECTIONS) -> list[Ro
                 continue
             stack.callback(contender.close)
             contenders.append(contender)
+        _connect(contenders, found)
+        if not quick:
+            _warm_up(contenders, SPAN_S)
         _measure(contenders, rounds, QUICK_SPAN_S if quick else SPAN_S, found)
         names = list(starters(folder))
     return [*_ratios(found, missing), *_absolute(found, missing, names)]
 
 
-def _measure(contenders: list[Contender], rounds: int, span_s: float, found: Found) -> None:
+def _connect(contenders: list[Contender], found: Found) -> None:
     for contender in contenders:
         handshakes, kib = contender.connect()
         found["handshakes"][contender.name].append(handshakes)
         found["memory"][contender.name].append(kib)
+
+
+def _warm_up(contenders: list[Contender], span_s: float) -> None:
+    """Not counted: compilers, caches and allocators."""
     for contender in contenders:
-        # Not counted: compilers, caches and allocators warm up.
         contender.push(1, WARM_UP * span_s)
         contender.push(8, WARM_UP * span_s / 2)
         contender.echo(WARM_UP * span_s)
+
+
+def _measure(contenders: list[Contender], rounds: int, span_s: float, found: Found) -> None:
     for _ in range(rounds):
         for contender in contenders:
             found[PUSH][contender.name].append(contender.push(1, span_s))

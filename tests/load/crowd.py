@@ -11,7 +11,7 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,14 +159,16 @@ class Crowd:
 Measure = Callable[[LocalCluster, Progress], Coroutine[None, None, dict[str, Any]]]
 
 
-def play(measure: Measure, *options: str, edges: int = 1) -> dict[str, Any]:
+def play(
+    measure: Measure, *options: str, edges: int = 1, environ: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Start a cluster with the agent `worker`, measure on it, and end it, with a progress bar.
 
     Its logs go to stderr when the measurement fails.
     """
     with tempfile.TemporaryDirectory(prefix="steward-load-") as folder:
         cluster = LocalCluster.start(
-            Path(folder), f"--agent={AGENTS}:worker", *options, edges=edges
+            Path(folder), f"--agent={AGENTS}:worker", *options, edges=edges, environ=environ
         )
         try:
             cluster.wait_ready()

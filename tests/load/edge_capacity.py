@@ -1,4 +1,4 @@
-"""What one edge can do: handshakes, memory, push, inbound, and how workers add up.
+"""What one edge can do: handshakes, memory, push, inbound.
 
     python -m tests.load.edge_capacity [--rounds 3] [--quick]
 
@@ -6,7 +6,7 @@ The edge is the real process behind real gRPC (`edge_rig`): tokens are verified 
 is resolved and attached, user and epoch are checked with every delivery, and each client
 checks the sequence of every event. Figures are per second of the edge's own CPU time, all its
 threads, user and kernel; clients and stand-in are other processes. Comparisons with other
-servers are in `tests/load/peers`.
+servers are in `tests/load/peers`, several workers in `tests.load.edge_workers`.
 """
 
 import time
@@ -28,13 +28,10 @@ SETTLED_S = 1.5
 
 
 def figures(rounds: int, quick: bool) -> list[Row]:
-    """All rows. `quick` measures less of each, in about 15 s."""
-    connections = 500 if quick else 1_000
-    return [
-        *_alone(1 if quick else rounds, connections, 24_000 if quick else 48_000),
-        *_memory(2_000 if quick else 10_000),
-        *_workers(1 if quick else rounds, connections, 24_000 if quick else 48_000),
-    ]
+    """All rows. `quick` measures less of each, in about 10 s."""
+    if quick:
+        return [*_alone(1, 400, 12_000), *_memory(1_000)]
+    return [*_alone(rounds, 1_000, 48_000), *_memory(10_000)]
 
 
 def _alone(rounds: int, connections: int, events: int) -> Iterator[Row]:
@@ -78,20 +75,8 @@ def _memory(connections: int) -> Iterator[Row]:
     yield Row(what, "KiB", [each], goal=8, lower_is_better=True)
 
 
-def _workers(rounds: int, connections: int, events: int) -> Iterator[Row]:
-    """Events per second of wall time with one and two workers, the same load beside them."""
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    for workers, found in rates.items():
-        with Rig(("--workers", str(workers))) as rig, Clients(rig.port) as clients:
-            clients.open(rig.tokens(_users(connections, "w")))
-            for _ in range(rounds):
-                found.append(_push(rig, clients, events, 1, wall=True))
-            rig.check()
-        yield Row(f"edge --workers {workers}: push, one each", "/s", found)
-
-
-def _push(rig: Rig, clients: Clients, events: int, burst: int, *, wall: bool = False) -> float:
-    """Events per CPU second (or second) of a push to all that are attached."""
+def _push(rig: Rig, clients: Clients, events: int, burst: int) -> float:
+    """Events per CPU second of a push to all that are attached."""
     rounds = max(events // len(clients) // burst, 1)
     count = rounds * burst * len(clients)
 
@@ -99,12 +84,10 @@ def _push(rig: Rig, clients: Clients, events: int, burst: int, *, wall: bool = F
         rig.tell(push=rounds, burst=burst, size=EVENT_BYTES)
         clients.read(count)
 
-    began = time.monotonic()
     _, spent = _cpu_of(rig, push)
-    passed = time.monotonic() - began
     pushed = rig.answer()["pushed"]
     assert pushed == count, (pushed, count)
-    return count / (passed if wall else spent)
+    return count / spent
 
 
 def _pings(rig: Rig, clients: Clients, messages: int) -> float:

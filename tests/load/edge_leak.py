@@ -21,14 +21,14 @@ CROWD = 500
 PING = b'{"type":"ping","t":1}'
 USERS = 5_000
 MOST_KIB = 4_096
-LOOKS = 20
+LOOKS, LOOKS_QUICK = 20, 4
 FORGOTTEN_S = 30.0
 
 
 def figures(rounds: int, quick: bool) -> list[Row]:
     """One row: growth of RSS, without the first quarter."""
-    count = 10_000 if quick else 200_000
-    sizes = churn(count)
+    count, looks = (4_000, LOOKS_QUICK) if quick else (200_000, LOOKS)
+    sizes = churn(count, looks)
     return [
         Row(
             f"edge: RSS growth over {count:,} connects and disconnects, without the first quarter",
@@ -40,8 +40,8 @@ def figures(rounds: int, quick: bool) -> list[Row]:
     ]
 
 
-def churn(count: int, *, aloud: bool = False) -> list[int]:
-    """Connect and disconnect `count` times; the edge's RSS in KiB, at up to `LOOKS` moments."""
+def churn(count: int, looks: int = LOOKS, *, aloud: bool = False) -> list[int]:
+    """Connect and disconnect `count` times; the edge's RSS in KiB, at up to `looks` moments."""
     sizes: list[int] = []
     with Rig() as rig, Clients(rig.port) as clients:
         tokens = rig.tokens([f"u{n}" for n in range(min(USERS, count))])
@@ -53,7 +53,7 @@ def churn(count: int, *, aloud: bool = False) -> list[int]:
             clients.ping(PING, 1)
             clients.leave(opened)
             done += len(opened)
-            if done * LOOKS >= count * (len(sizes) + 1):
+            if done * looks >= count * (len(sizes) + 1):
                 _forgotten(rig)
                 sizes.append(rig.edge_kib())
                 if aloud:

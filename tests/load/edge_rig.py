@@ -2,7 +2,7 @@
 
 `Rig` starts `python -m auth_service`, `tests.load.edge_stand` and `python -m edge` on free ports
 and data of their own, and ends them. The edge runs as anywhere: tokens are verified by auth,
-events come over gRPC, every check is on.
+events come on a node's real stream, every check is on.
 """
 
 import json
@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,17 +35,19 @@ TOKEN_S = 86_000
 
 
 class Rig:
-    """The processes around one edge, as a context. `extra` are options of the edge.
+    """The processes around one edge, as a context.
 
-    Subclasses may name another module as `STAND`.
+    `extra` are options of the edge, `stand` those of the stand. Subclasses may name another
+    module as `STAND`.
     """
 
     STAND = "tests.load.edge_stand"
 
-    def __init__(self, extra: Sequence[str] = ()) -> None:
+    def __init__(self, extra: Sequence[str] = (), stand: Sequence[str] = ()) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="steward-edge-load-")
         self.data = Path(self._folder.name)
         self._key = load_or_create_key(self.data, USER_KEY)
+        self._stand_options = stand
         self._processes: list[subprocess.Popen[str]] = []
         try:
             self._start_somewhere(extra)
@@ -75,7 +78,7 @@ class Rig:
             "--ops-port",
             str(auth_ops),
         )
-        self._stand = self._run(self.STAND)
+        self._stand = self._run(self.STAND, *self._stand_options)
         assert self._stand.stdout is not None
         address = json.loads(self._stand.stdout.readline())["address"]
         self.edge = self._run(
@@ -105,7 +108,7 @@ class Rig:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.ops}/readyz", timeout=1):
                 return True
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+        except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError):
             return False
 
     def tokens(self, users: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,14 +1,15 @@
-"""What an edge talks to, for measuring an edge alone: a registry and one node on real gRPC.
+"""What an edge talks to, for measuring an edge alone: a registry and one node, on real wires.
 
-    python -m tests.load.edge_stand --data DIR
+    python -m tests.load.edge_stand --data DIR [--carrier grpc]
 
 A process of its own, so that its work is not counted as the edge's. It places every user on
-its one node, answers attaches, and pushes events to all users that are attached, in as large
-messages as it is told. It stores nothing: what a log and a manager cost is not measured here.
+its one node, answers attaches, and pushes events to all users that are attached, on the streams
+of a real node: framed connections, or gRPC alone when told so. It stores nothing: what a log and a
+manager cost is not measured here.
 Every violation that an edge reports is counted; a measurement with one is void.
 
-It reads one JSON object a line (`{"push": ROUNDS, "burst": N, "size": BYTES}`, `{"ask": 1}`)
-and answers each with one. It ends with its standard input.
+It reads one JSON object a line (`{"push": ROUNDS, "burst": N, "size": BYTES}`, perhaps with
+`at_once`; `{"ask": 1}`) and answers each with one. It ends with its standard input.
 """
 
 import argparse
@@ -17,26 +18,40 @@ import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
-from steward.model.deliveries import HEAD, encode_texts, user_check
-from steward.model.keys import UserKey
+from agent_service.core.commands import AttachEdge, DetachEdge
+from agent_service.core.effects import AnswerAttached, Deliver
+from agent_service.edge_streams import EdgeStreams
+from agent_service.framed import PREFACE, FramedEdges
+from agent_service.host.edges import EdgeCommand
+from agent_service.host.host import ManagerHost
+from agent_service.host.ports import EdgePort
+from agent_service.log.memory import MemoryLog
+from agent_service.server import AgentServicer
+from steward.model.keys import (
+    EdgeId,
+    Epoch,
+    NodeId,
+    NodeIncarnation,
+    NodeRev,
+    Sequence,
+    StreamId,
+    UserKey,
+)
 from steward.rpc.factory import make_server
+from steward.rpc.front import LOOPBACK, Front
 from steward.rpc.keys import CONTROL_KEY, load_or_create_key
-from steward.rpc.outbox import Outbox
 from steward.rpc.roles import Role, RoleVerifier
-from steward.v1 import agent_service_pb2 as node_pb
 from steward.v1 import agent_service_pb2_grpc, placement_pb2, registry_service_pb2_grpc
 from steward.v1 import registry_service_pb2 as registry_pb
 
 CLUSTER = "edge-load"
-NODE_ID, NODE_REV, EPOCH = "node-1", 1, 1
-PER_MESSAGE = 64
-"""Deliveries in one message to the edge: about what waits when a node is busy."""
-
-MOST_WAITING = 8
+NODE_ID, NODE_REV, EPOCH = "node-1", 1, Epoch(1)
+AT_ONCE = 64
+"""Deliveries that are put in one turn of the loop: about what waits when a node is busy."""
 
 
 class Registry(registry_service_pb2_grpc.RegistryServiceServicer):
@@ -73,96 +88,69 @@ class Registry(registry_service_pb2_grpc.RegistryServiceServicer):
                 yield response(resolved=resolved)
 
 
-class EdgeSide:
-    """One edge's stream: who is attached, with the last sequence, and what goes out."""
+class Side:
+    """One edge: who is attached, with the last sequence."""
 
-    def __init__(self) -> None:
-        self.outbox: Outbox[Any] = Outbox()
+    def __init__(self, edge: EdgePort) -> None:
+        self.edge = edge
         self.sequences: dict[str, int] = {}
-        self.channels: dict[str, int] = {}
-        # Bounds what waits to be sent: an edge that is slower than this process paces it.
-        self.room = asyncio.Semaphore(MOST_WAITING)
 
-    def apply(self, commands: Any) -> None:
-        batch = node_pb.NodeBatch()
-        for command in commands:
-            user = command.user.user_id
-            kind = command.WhichOneof("body")
-            if kind == "attach":
-                sequence = self.sequences.setdefault(user, 0)
-                self.channels[user] = command.attach.channel
-                answer = batch.answers.add(
-                    user=command.user, epoch=command.epoch, command_id=command.command_id
-                )
-                answer.attached.stream_id = stream_of(user)
-                answer.attached.sequence = sequence
-                answer.attached.oldest_sequence = 1
-            elif kind == "detach":
-                self.sequences.pop(user, None)
-        if batch.answers:
-            self.outbox.put(node_pb.HoldEdgeStreamResponse(batch=batch))
+    def deliver(self, user: str, events: list[bytes]) -> None:
+        """These are the next events of the user."""
+        first = self.sequences[user] + 1
+        last = self.sequences[user] = first + len(events) - 1
+        deliver = Deliver((self.edge.edge_id,), Sequence(first), Sequence(last), tuple(events))
+        self.edge.deliver(UserKey("default", user), EPOCH, deliver)
 
 
-class Node(agent_service_pb2_grpc.AgentServiceServicer):
-    """The one node."""
+class Node:
+    """The host of the one node: it has a manager for everybody."""
 
     def __init__(self) -> None:
-        self.sides: set[EdgeSide] = set()
+        self._sides: dict[EdgeId, Side] = {}
 
-    async def HoldEdgeStream(self, requests: Any, context: Any) -> AsyncIterator[Any]:
-        await anext(requests)
-        side = EdgeSide()
-        self.sides.add(side)
-        welcome = node_pb.NodeStreamWelcome(node_id=NODE_ID, node_rev=NODE_REV)
-        yield node_pb.HoldEdgeStreamResponse(welcome=welcome)
-        reading = asyncio.create_task(self._read(requests, side))
-        try:
-            while items := await side.outbox.take(1):
-                yield items[0]
-                if items[0].batch.heads:
-                    side.room.release()
-        finally:
-            self.sides.discard(side)
-            reading.cancel()
-            await asyncio.wait({reading})
+    @property
+    def sides(self) -> list[Side]:
+        return list(self._sides.values())
 
-    async def _read(self, requests: Any, side: EdgeSide) -> None:
-        async for request in requests:
-            if request.WhichOneof("body") == "probe":
-                batch = node_pb.NodeBatch(probes=[request.probe.number])
-                side.outbox.put(node_pb.HoldEdgeStreamResponse(batch=batch))
-            else:
-                side.apply(request.commands.commands)
+    def edge_opened(self, edge: EdgePort) -> None:
+        self._sides[edge.edge_id] = Side(edge)
 
-    async def push(self, rounds: int, burst: int, size: int) -> int:
+    def edge_closed(self, edge_id: EdgeId) -> None:
+        self._sides.pop(edge_id, None)
+
+    def is_silent(self) -> bool:
+        return False
+
+    def command(self, user: UserKey, epoch: Epoch, command: EdgeCommand, trace: str) -> None:
+        side = self._sides[command.edge_id]
+        if isinstance(command, AttachEdge):
+            sequence = Sequence(side.sequences.setdefault(user.user, 0))
+            answer = AnswerAttached(
+                command.edge_id, command.command_id, stream_of(user.user), sequence, Sequence(1), 0
+            )
+            side.edge.answer(user, epoch, answer, Epoch(0))
+        elif isinstance(command, DetachEdge):
+            side.sequences.pop(user.user, None)
+
+    async def push(self, rounds: int, burst: int, size: int, at_once: int) -> int:
         """`burst` events to every attached user, `rounds` times; how many events in all."""
-        sent = await asyncio.gather(
-            *(self._push_to(side, rounds, burst, size) for side in self.sides)
-        )
-        return sum(sent)
-
-    async def _push_to(self, side: EdgeSide, rounds: int, burst: int, size: int) -> int:
-        users = list(side.sequences)
-        parts = [users[at : at + PER_MESSAGE] for at in range(0, len(users), PER_MESSAGE)]
-        for _ in range(rounds):
-            for part in parts:
-                await side.room.acquire()
-                heads, frames = [], []
-                for user in part:
+        sent = 0
+        for side in self.sides:
+            users = list(side.sequences)
+            for _ in range(rounds):
+                for count, user in enumerate(users, 1):
                     first = side.sequences[user] + 1
-                    side.sequences[user] = first + burst - 1
-                    texts = encode_texts([event(user, first + n, size) for n in range(burst)])
-                    check = user_check(UserKey("default", user))
-                    channel = side.channels[user]
-                    heads.append(HEAD.pack(channel, EPOCH, first, burst, len(texts), check))
-                    frames.append(texts)
-                batch = node_pb.NodeBatch(heads=b"".join(heads), frames=b"".join(frames))
-                side.outbox.put(node_pb.HoldEdgeStreamResponse(batch=batch))
-        return rounds * burst * len(users)
+                    side.deliver(user, [event(user, first + n, size) for n in range(burst)])
+                    if count % at_once == 0:
+                        await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            sent += rounds * burst * len(users)
+        return sent
 
 
-def stream_of(user: str) -> str:
-    return f"s-{user}"
+def stream_of(user: str) -> StreamId:
+    return StreamId(f"s-{user}")
 
 
 def event(user: str, sequence: int, size: int) -> bytes:
@@ -182,10 +170,11 @@ async def push(node: Node, order: dict[str, Any]) -> dict[str, Any] | None:
     """The order of this stand."""
     if "push" not in order:
         return None
-    return {"pushed": await node.push(order["push"], order["burst"], order["size"])}
+    at_once = order.get("at_once", AT_ONCE)
+    return {"pushed": await node.push(order["push"], order["burst"], order["size"], at_once)}
 
 
-async def serve(data: Path, take: Take) -> None:
+async def serve(data: Path, take: Take, framed: bool) -> None:
     """Serve until standard input ends."""
     verifier = RoleVerifier(load_or_create_key(data, CONTROL_KEY), CLUSTER)
     registry, node = Registry(), Node()
@@ -196,9 +185,15 @@ async def serve(data: Path, take: Take) -> None:
     }
     server = make_server(verifier, dict.fromkeys(methods, frozenset({Role.EDGE})))
     registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)
-    agent_service_pb2_grpc.add_AgentServiceServicer_to_server(node, server)
-    registry.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    streams = EdgeStreams(node, CLUSTER)
+    streams.incarnation = NodeIncarnation(NodeId(NODE_ID), NodeRev(NODE_REV))
+    servicer = AgentServicer(cast(ManagerHost, node), MemoryLog(), streams)
+    agent_service_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
+    grpc_port = server.add_insecure_port(f"{LOOPBACK}:0")
+    edges = FramedEdges(streams, verifier)
+    front = Front(PREFACE, edges.accept, grpc_port)
     await server.start()
+    registry.address = f"{LOOPBACK}:{await front.open(LOOPBACK, 0) if framed else grpc_port}"
     say({"address": registry.address})
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
@@ -207,6 +202,9 @@ async def serve(data: Path, take: Take) -> None:
             attached = sum(len(side.sequences) for side in node.sides)
             answer = {"violations": registry.violations[:10], "attached": attached}
         say(answer)
+    if framed:
+        await edges.close(0)
+        await front.close()
     await server.stop(0)
 
 
@@ -218,7 +216,9 @@ def main(take: Take) -> None:
     """Serve, told by standard input."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
-    uvloop.run(serve(parser.parse_args().data, take))
+    parser.add_argument("--carrier", choices=("framed", "grpc"), default="framed")
+    options = parser.parse_args()
+    uvloop.run(serve(options.data, take, options.carrier == "framed"))
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ from tests.load.machine import cpu_by_name
 from tests.load.rows import Row
 
 AGENTS = Path(__file__).parent / "agents.py"
-EVENTS = 10_000
+EVENTS, EVENTS_QUICK = 10_000, 4_000
 PACE = 2_500
-REPLAYS = 5
+REPLAYS, REPLAYS_QUICK = 5, 2
 GOAL = 50_000.0
 RUN_S = 60.0
 
@@ -67,7 +67,7 @@ async def replay(address: str, user: str, token: str, until: int) -> float:
     return took
 
 
-async def _measure(data: Path, rounds: int) -> dict[str, list[float]]:
+async def _measure(data: Path, rounds: int, wanted: int, replays: int) -> dict[str, list[float]]:
     cluster = read_cluster(data)
     address = cluster.url.removeprefix("http://")
     key = load_or_create_key(data, USER_KEY)
@@ -75,7 +75,7 @@ async def _measure(data: Path, rounds: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in ("paced", "burst", *pids)}
     ends: dict[str, int] = {}
     tokens: dict[str, str] = {}
-    for agent, content in (("paced", f"{EVENTS} {PACE} 0"), ("burst", str(EVENTS))):
+    for agent, content in (("paced", f"{wanted} {PACE} 0"), ("burst", str(wanted))):
         tokens[agent] = mint(key, UserKey(DEFAULT_TENANT, agent), 3600)
         socket = await connect(address, agent, tokens[agent])
         socket.send(f"m-{agent}", content, agent)
@@ -86,10 +86,10 @@ async def _measure(data: Path, rounds: int) -> dict[str, list[float]]:
         before = cpu_by_name(pids)
         events = 0
         for agent, until in ends.items():
-            times = [await replay(address, agent, tokens[agent], until) for _ in range(REPLAYS)]
-            events += until * REPLAYS
+            times = [await replay(address, agent, tokens[agent], until) for _ in range(replays)]
+            events += until * replays
             if number:  # The first round pays for what is loaded on demand.
-                found[agent].append(until * REPLAYS / sum(times))
+                found[agent].append(until * replays / sum(times))
         after = cpu_by_name(pids)
         for name in pids if number else ():
             found[name].append((after[name] - before[name]) / events * 1e6)
@@ -97,16 +97,17 @@ async def _measure(data: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def figures(rounds: int, quick: bool) -> list[Row]:
-    """Rows for `make bench`. It is the same in quick."""
+    """Rows for `make bench`. Quick: fewer events, fewer replays."""
+    events, replays = (EVENTS_QUICK, REPLAYS_QUICK) if quick else (EVENTS, REPLAYS)
     with tempfile.TemporaryDirectory(prefix="steward-growth-") as folder:
         agents = [f"--agent={AGENTS}:{name}" for name in ("paced", "burst")]
         cluster = LocalCluster.start(Path(folder), "--agents", "1", *agents)
         try:
             cluster.wait_ready()
-            found = uvloop.run(_measure(cluster.data, rounds))
+            found = uvloop.run(_measure(cluster.data, rounds, events, replays))
         finally:
             cluster.end()
-    what = f"replay of {EVENTS:,} events to one client"
+    what = f"replay of {events:,} events to one client"
     rows = [
         Row(f"{what}, stored one by one", "/s", found.pop("paced"), GOAL),
         Row(f"{what}, stored in bulk", "/s", found.pop("burst"), GOAL),

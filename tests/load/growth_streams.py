@@ -42,7 +42,7 @@ from tests.load.machine import cpu_by_name
 from tests.load.rows import Row
 
 FEW = 1_000
-MANY, MANY_QUICK = 1_000_000, 100_000
+MANY, MANY_QUICK = 1_000_000, 50_000
 USERS = 1_000
 TOGETHER = 100
 """Operations that are submitted together, as of one message of a node."""

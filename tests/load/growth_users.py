@@ -28,7 +28,7 @@ from tests.load.measures import Load
 from tests.load.rows import Row
 
 AGENT = f"{Path(__file__).parent / 'growth_agents.py'}:metronome"
-LEVELS, LEVELS_QUICK = (100, 1_000, 10_000), (100, 1_000)
+LEVELS, LEVELS_QUICK = (100, 1_000, 10_000), (100, 500)
 FIRST = 100
 RATE = 1_000
 EDGE_OF_TURN_S = 0.25

@@ -18,13 +18,14 @@ HEADING = "\n### "
 class Section:
     """The figures of one part, and on what they were measured.
 
-    `failed`: its one row says why it has none.
+    `cpu_s` is of all its processes that have ended. `failed`: its one row says why it has none.
     """
 
     title: str
     rows: Sequence[Row]
     where: str = ""
     seconds: float = 0.0
+    cpu_s: float = 0.0
     failed: bool = False
 
 

@@ -11,9 +11,7 @@ import asyncio
 import time
 from typing import Any
 
-from steward.v1 import agent_service_pb2 as node_pb
-from steward.v1 import placement_pb2
-from tests.load.edge_stand import EPOCH, EdgeSide, Node, main, stream_of
+from tests.load.edge_stand import Node, Side, main, stream_of
 
 TICK_S = 0.005
 _ENVELOPE = (
@@ -44,7 +42,7 @@ def delta(user: str, sequence: int) -> bytes:
 class Paced:
     """One edge's stream, fed at a pace."""
 
-    def __init__(self, side: EdgeSide) -> None:
+    def __init__(self, side: Side) -> None:
         self._side = side
 
     async def run(self, seconds: float, rate: int, slow: str, slow_rate: int) -> dict[str, Any]:
@@ -55,31 +53,17 @@ class Paced:
         began = loop.time()
         sent = slow_sent = 0
         while (passed := loop.time() - began) < seconds:
-            batch = node_pb.NodeBatch()
             while sent < int(passed * rate):
                 user = others[sent % len(others)]
-                self._add(batch, user, [tick(user, sequences[user] + 1)])
+                self._side.deliver(user, [tick(user, sequences[user] + 1)])
                 sent += 1
             due = int(passed * slow_rate) - slow_sent
             if due and slow in sequences:
                 first = sequences[slow] + 1
-                self._add(batch, slow, [delta(slow, first + n) for n in range(due)])
+                self._side.deliver(slow, [delta(slow, first + n) for n in range(due)])
                 slow_sent += due
-            if batch.deliveries:
-                self._side.outbox.put(node_pb.HoldEdgeStreamResponse(batch=batch))
             await asyncio.sleep(TICK_S)
         return {"sent": sent, "slow": slow_sent}
-
-    def _add(self, batch: Any, user: str, events: list[bytes]) -> None:
-        first = self._side.sequences[user] + 1
-        self._side.sequences[user] += len(events)
-        batch.deliveries.add(
-            user=placement_pb2.UserKey(tenant_id="default", user_id=user),
-            epoch=EPOCH,
-            first_sequence=first,
-            last_sequence=first + len(events) - 1,
-            events=events,
-        )
 
 
 async def pace(node: Node, order: dict[str, Any]) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from agent_service.log.memory import new_stream_id
 from agent_service.log.port import (
     Compaction,
     EventPage,
+    FencePage,
     LogFailed,
     LogSummary,
     OpenRunPage,
@@ -47,6 +48,8 @@ from steward.postgres.connecting import Backoff, is_passing
 from steward.telemetry.catalog import LogMetrics
 
 MOST_GROUP_BYTES = 8 * 1024 * 1024
+LEAST_SHARE = 64
+"""Operations that one lane takes at once, if there are as many, however few all lanes have."""
 GROUP_S = 10.0
 """The longest that a group is waited for; then its connection is given up, and it is sent again."""
 CLOSE_S = 5.0
@@ -66,7 +69,7 @@ class PostgresLog(Submitting):
         metrics: LogMetrics,
         *,
         commit_appends: int = 1000,
-        writers: int = 2,
+        writers: int = 4,
         readers: int = 4,
     ) -> None:
         super().__init__()
@@ -76,6 +79,7 @@ class PostgresLog(Submitting):
         self._writers = writers
         self._reader = PostgresReader(database, readers)
         self._queue: deque[Work] = deque()
+        metrics.waiting.set_function(lambda: len(self._queue))
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -114,6 +118,14 @@ class PostgresLog(Submitting):
     async def open_runs(self, after: UserKey | None, limit: int) -> OpenRunPage:
         """A page of the users who have an open run. As in the port."""
         return await self._reader.open_runs(after, limit)
+
+    async def fences_of(self, users: Sequence[UserKey]) -> FencePage:
+        """The fences of these users. As in the port."""
+        return await self._reader.fences_of(users)
+
+    async def fences(self, after: UserKey | None, limit: int) -> FencePage:
+        """A page of all fences. As in the port."""
+        return await self._reader.fences(after, limit)
 
     async def describe(self) -> LogSummary:
         """Totals, for operators."""
@@ -163,8 +175,7 @@ class PostgresLog(Submitting):
             lane.cancel()
         if self._lanes:
             await asyncio.wait(self._lanes)
-        for future in list(self._futures):
-            future.cancel()
+        self._one_by_one.cancel()
         if self._compacting is not None:
             self._compacting.terminate()
             self._compacting = None
@@ -183,7 +194,8 @@ class PostgresLog(Submitting):
                 began = time.perf_counter()
                 while True:
                     try:
-                        if connection is None:
+                        # One that was lost while this lane was idle says nothing of today.
+                        if connection is None or connection.is_closed():
                             connection = await self._database.connect()
                         async with asyncio.timeout(GROUP_S):
                             group = await self._commit(connection, operations)
@@ -211,13 +223,18 @@ class PostgresLog(Submitting):
             self._give_up(error, [])
 
     async def _take(self) -> list[Work]:
-        """What waits, within the bounds of one group; waits for the first."""
+        """This lane's share of what waits, within the bounds of one group; waits for the first.
+
+        Shares, so that one group is made up and another one written while a third is flushed.
+        """
         while not self._queue:
             self._wake.clear()
             await self._wake.wait()
+        share = max(LEAST_SHARE, -(-self._waiting // self._writers))
+        most = min(share, self._commit_appends)
         works: list[Work] = []
         number = size = 0
-        while self._queue and number < self._commit_appends and size < MOST_GROUP_BYTES:
+        while self._queue and number < most and size < MOST_GROUP_BYTES:
             work = self._queue.popleft()
             works.append(work)
             number += len(work.operations)
@@ -243,9 +260,11 @@ class PostgresLog(Submitting):
                     outcomes[index] = sealed
             appends = [(i, op) for i in indexes if isinstance(op := operations[i], Append)]
             if appends:
-                asked = groups.append_arguments([append for _, append in appends])
+                groups.in_order(appends)
+                written = [append for _, append in appends]
+                asked = groups.append_arguments(written)
                 rows = await self._ask(connection, groups.APPEND, slot, asked)
-                done, verdicts = groups.append_outcomes(rows)
+                done, verdicts = groups.append_outcomes(written, rows)
                 for (index, append), outcome, verdict in zip(appends, done, verdicts, strict=True):
                     outcomes[index] = outcome
                     events += len(append.events) if verdict == groups.WRITTEN else 0

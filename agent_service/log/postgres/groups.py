@@ -1,9 +1,9 @@
 """One round of a group: seals and appends of different users, as columns for server functions.
 
 What is decided, is decided by the database under the lock of the user's row
-(`migrations.py`); here values become columns and rows become outcomes. A round is one
-statement for its seals and one for its appends, each a transaction of its own, and may
-be sent again whole when its answer was lost: the log recognises what it has.
+(`migrations.py`, `appending.py`); here values become columns and rows become outcomes. A round
+is one statement for its seals and one for its appends, each a transaction of its own, and
+may be sent again whole when its answer was lost: the log recognises what it has.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ from agent_service.core.journal import (
     Sealed,
     SealOutcome,
 )
-from agent_service.log.packing import pack
+from agent_service.log.packing import Chunk, pack
 from agent_service.log.port import Operation
 from agent_service.log.rules import thread_sequence
 from steward.model.keys import Epoch, StreamId, UserKey
@@ -32,10 +32,12 @@ from steward.model.keys import Sequence as SequenceNumber
 from steward.postgres.texts import original, stored
 
 SEAL = "SELECT * FROM steward.seal_v1($1, $2, $3, $4, $5, $6)"
-APPEND = "SELECT * FROM steward.append_v1(" + ", ".join(f"${n}" for n in range(1, 23)) + ")"
+APPEND = "SELECT * FROM steward.append_v2(" + ", ".join(f"${n}" for n in range(1, 27)) + ")"
 
 WRITTEN, FENCED, REPEATED, CONFLICT = range(4)
-"""The verdicts of `append_v1`."""
+"""What became of an append; `append_v2` has a row for each that it did not write."""
+
+_NO_CHUNKS = [Chunk(0, "", False, b"")]
 
 
 def rounds(operations: Sequence[Operation]) -> list[list[int]]:
@@ -100,35 +102,63 @@ class _Columns:
             column.append(value)
 
 
+def in_order(appends: list[tuple[int, Append]]) -> None:
+    """Sort numbered appends as the database takes their users: by their stored names' characters.
+
+    Whoever else writes to several of them at once does it in this order too, so that two groups
+    never wait for each other.
+    """
+    appends.sort(key=_stored_user)
+
+
+def _stored_user(numbered: tuple[int, Append]) -> tuple[str, str]:
+    tenant, user = numbered[1].user
+    return stored(tenant), stored(user)
+
+
 def append_arguments(appends: Sequence[Append]) -> list[Any]:
-    """The columns of `append_v1`, but for the slot."""
-    asked, chunks, records, threads = _Columns(6), _Columns(6), _Columns(4), _Columns(5)
-    for op, append in enumerate(appends, 1):
-        user = append.user
-        asked.add(
-            stored(user.tenant),
-            stored(user.user),
-            append.epoch,
-            append.append_number,
-            append.expected_sequence,
-            len(append.events),
-        )
-        start = 0
-        for count, thread_id, conversation, packed in pack(append.events) if append.events else ():
-            chunks.add(op, start, count, stored(thread_id), conversation, packed)
-            start += count
-        # Of several of one key the last one counts.
-        last = {(record.kind, record.key): record for record in append.records}
-        for (kind, key), record in last.items():
-            if kind is not RecordKind.THREAD:
-                records.add(op, kind.value, stored(key), None if record.deleted else record.value)
-            elif record.deleted:
-                threads.add(op, stored(key), 0, None, None)
-            else:
-                titled = _first_titled(append.records, key)
-                sequence = thread_sequence(record.value)
-                threads.add(op, stored(key), sequence, titled, record.value)
-    return [*asked.columns, *chunks.columns, *records.columns, *threads.columns]
+    """The columns of `append_v2`, but for the slot. `appends` are `in_order`."""
+    chunks = [pack(append.events) if append.events else _NO_CHUNKS for append in appends]
+    # The first chunk of each append, which nearly always is the only one, travels with it.
+    columns: list[list[Any]] = [
+        [stored(append.user.tenant) for append in appends],
+        [stored(append.user.user) for append in appends],
+        [append.epoch for append in appends],
+        [append.append_number for append in appends],
+        [append.expected_sequence for append in appends],
+        [len(append.events) for append in appends],
+        [of[0].number for of in chunks],
+        [stored(of[0].thread_id) for of in chunks],
+        [of[0].conversation for of in chunks],
+        [of[0].packed for of in chunks],
+    ]
+    further, records, threads = _Columns(6), _Columns(4), _Columns(5)
+    for op, (append, of) in enumerate(zip(appends, chunks, strict=True), 1):
+        if len(of) > 1:
+            _add_chunks(further, op, of)
+        if append.records:
+            _add_records(records, threads, op, append.records)
+    return [*columns, *further.columns, *records.columns, *threads.columns]
+
+
+def _add_chunks(further: _Columns, op: int, chunks: Sequence[Chunk]) -> None:
+    start = chunks[0].number
+    for count, thread_id, conversation, packed in chunks[1:]:
+        further.add(op, start, count, stored(thread_id), conversation, packed)
+        start += count
+
+
+def _add_records(records: _Columns, threads: _Columns, op: int, changes: Sequence[Record]) -> None:
+    # Of several of one key the last one counts.
+    last = {(record.kind, record.key): record for record in changes}
+    for (kind, key), record in last.items():
+        if kind is not RecordKind.THREAD:
+            records.add(op, kind.value, stored(key), None if record.deleted else record.value)
+        elif record.deleted:
+            threads.add(op, stored(key), 0, None, None)
+        else:
+            titled = _first_titled(changes, key)
+            threads.add(op, stored(key), thread_sequence(record.value), titled, record.value)
 
 
 def _first_titled(records: Sequence[Record], key: str) -> bytes | None:
@@ -143,16 +173,21 @@ def _first_titled(records: Sequence[Record], key: str) -> bytes | None:
     return titled
 
 
-def append_outcomes(rows: Sequence[Any]) -> tuple[list[AppendOutcome], list[int]]:
-    """Outcomes of appends from the rows of `append_v1`, one each, and their verdicts."""
-    outcomes: list[AppendOutcome] = []
-    verdicts: list[int] = []
-    for verdict, value in rows:
-        verdicts.append(verdict)
+def append_outcomes(
+    appends: Sequence[Append], rows: Sequence[Any]
+) -> tuple[list[AppendOutcome], list[int]]:
+    """Outcomes and verdicts of appends, from the rows of `append_v2` for those not written."""
+    outcomes: list[AppendOutcome] = [
+        Committed(SequenceNumber(append.expected_sequence + len(append.events)))
+        for append in appends
+    ]
+    verdicts = [WRITTEN] * len(appends)
+    for op, verdict, value in rows:
+        verdicts[op - 1] = verdict
         if verdict == FENCED:
-            outcomes.append(Fenced(Epoch(value)))
+            outcomes[op - 1] = Fenced(Epoch(value))
         elif verdict == CONFLICT:
-            outcomes.append(Conflict(SequenceNumber(value)))
+            outcomes[op - 1] = Conflict(SequenceNumber(value))
         else:
-            outcomes.append(Committed(SequenceNumber(value)))
+            outcomes[op - 1] = Committed(SequenceNumber(value))
     return outcomes, verdicts

@@ -1,4 +1,4 @@
-"""The tables and functions of the event log in PostgreSQL, as numbered migrations.
+"""Migration 1 of the event log in PostgreSQL: its tables and its first functions.
 
 Everything is in the schema `steward`. A migration that was released is never edited: later ones
 follow it. Functions carry a version in their names, so that two versions of this program can
@@ -106,14 +106,14 @@ $$;
 """
 
 # Plans are made once per session: what is joined is always few rows found by their key.
-_PLANS = """
+PLANS = """
     SET plan_cache_mode = force_generic_plan
     SET enable_seqscan = off
     SET enable_hashjoin = off
     SET enable_mergejoin = off
 """
 
-_APPEND = f"""
+APPEND_V1 = f"""
 CREATE FUNCTION steward.append_v1(
     p_slot int,
     p_tenant text[], p_user text[], p_epoch bigint[], p_number bigint[], p_expected bigint[],
@@ -122,7 +122,7 @@ CREATE FUNCTION steward.append_v1(
     c_packed bytea[],
     r_op int[], r_kind smallint[], r_key text[], r_value bytea[],
     t_op int[], t_thread text[], t_sequence bigint[], t_titled bytea[], t_value bytea[]
-) RETURNS TABLE (verdict int, value bigint) LANGUAGE plpgsql {_PLANS} AS $$
+) RETURNS TABLE (verdict int, value bigint) LANGUAGE plpgsql {PLANS} AS $$
 #variable_conflict use_column
 DECLARE
     -- Of each append: its stream, what comes next there, and what was decided (0: write).
@@ -205,14 +205,14 @@ END
 $$;
 """
 
-_SEAL = f"""
+SEAL_V1 = f"""
 CREATE FUNCTION steward.seal_v1(
     p_slot int, p_tenant text[], p_user text[], p_epoch bigint[], p_activation text[],
     p_stream_id text[]
 ) RETURNS TABLE (
     op int, fence bigint, sealed boolean, stream_id text, next bigint, oldest bigint,
     number bigint, kind smallint, key text, value bytea
-) LANGUAGE plpgsql {_PLANS} AS $$
+) LANGUAGE plpgsql {PLANS} AS $$
 #variable_conflict use_column
 DECLARE
     made int;
@@ -255,9 +255,9 @@ $$;
 # Streams are taken in the order of their rows, after `p_after`. Old chunks of a stream are a prefix
 # of it, since they were written in its order; those of its last append, which have one time, stay.
 # One process compacts at a time: another one is told that all is done.
-_COMPACT = f"""
+COMPACT_V1 = f"""
 CREATE FUNCTION steward.compact_v1(p_before timestamptz, p_after bigint, p_streams int)
-RETURNS TABLE (removed bigint, after bigint) LANGUAGE plpgsql {_PLANS} AS $$
+RETURNS TABLE (removed bigint, after bigint) LANGUAGE plpgsql {PLANS} AS $$
 #variable_conflict use_column
 DECLARE
     looked bigint[];
@@ -323,9 +323,8 @@ def _first() -> str:
     slots = f"INSERT INTO steward.total (slot) SELECT generate_series(0, {SLOTS - 1});"
     named = "INSERT INTO steward.meta SELECT 1, substr(md5(random()::text || now()), 1, 16);"
     return "".join(
-        (_TABLES, partitions, _TENANTS, policies, _APPEND, _SEAL, _COMPACT, slots, named)
+        (_TABLES, partitions, _TENANTS, policies, APPEND_V1, SEAL_V1, COMPACT_V1, slots, named)
     )
 
 
-MIGRATIONS: tuple[str, ...] = (_first(),)
-"""From an empty schema to the present one; the version of a database is how many it had."""
+FIRST = _first()

@@ -2,9 +2,13 @@
 
 import asyncpg
 
+from agent_service.log.postgres.appending import SECOND
 from agent_service.log.postgres.connecting import Database
-from agent_service.log.postgres.migrations import MIGRATIONS
+from agent_service.log.postgres.migrations import FIRST
 from steward.postgres import migrator
+
+MIGRATIONS: tuple[str, ...] = (FIRST, SECOND)
+"""From an empty schema to the present one; the version of a database is how many it had."""
 
 SCHEMA = migrator.Schema("steward", 0x53_54_57_4C, MIGRATIONS)
 

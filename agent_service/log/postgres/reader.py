@@ -1,7 +1,7 @@
 """Reads of the event log in PostgreSQL: each on one snapshot, over a bounded set of connections."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import asyncpg
 from agent_service.log.packing import ChunkCorrupt, unpack
 from agent_service.log.port import (
     EventPage,
+    FencePage,
     LogFailed,
     LogSummary,
     OpenRunPage,
@@ -19,7 +20,9 @@ from agent_service.log.port import (
 from agent_service.log.postgres.connecting import Database
 from agent_service.log.rules import (
     bounded,
+    check_fences_of,
     cut_page,
+    most_fences,
     most_open_runs,
     most_threads,
     nobody,
@@ -29,7 +32,7 @@ from agent_service.log.rules import (
     with_first_title,
 )
 from steward.errors import Reason, StewardError
-from steward.model.keys import StreamId, UserKey
+from steward.model.keys import Epoch, StreamId, UserKey
 from steward.postgres.connecting import is_passing
 from steward.postgres.texts import original, stored
 
@@ -113,22 +116,46 @@ class PostgresReader:
     async def open_runs(self, after: UserKey | None, limit: int) -> OpenRunPage:
         """A page of the users who have an open run, by the index of RUN records alone."""
         limit = most_open_runs(limit)
-        row = 0
         async with self._snapshot(_ALL) as connection:
-            if after is not None:
-                stream = await connection.fetchrow(_STREAM, *map(stored, after))
-                if stream is None:
-                    raise nobody(after)
-                row = stream["id"]
             rows = await connection.fetch(
                 "SELECT s.tenant, s.user_id FROM (SELECT DISTINCT stream FROM steward.record"
                 " WHERE kind = 2 AND stream > $1 ORDER BY stream LIMIT $2) r"
                 " JOIN steward.stream s ON s.id = r.stream ORDER BY s.id",
-                row,
+                await _row_of(connection, after),
                 limit + 1,
             )
         users = tuple(UserKey(original(tenant), original(user)) for tenant, user in rows[:limit])
         return OpenRunPage(users, len(rows) > limit)
+
+    async def fences_of(self, users: Sequence[UserKey]) -> FencePage:
+        """The fences of these users, by the key of streams."""
+        check_fences_of(users)
+        wanted = list(dict.fromkeys(users))
+        async with self._snapshot(_ALL) as connection:
+            rows = await connection.fetch(
+                "SELECT w.place, s.fence FROM"
+                " unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (tenant, user_id, place)"
+                " JOIN steward.stream s ON s.tenant = w.tenant AND s.user_id = w.user_id",
+                [stored(user.tenant) for user in wanted],
+                [stored(user.user) for user in wanted],
+            )
+        return FencePage(tuple((wanted[place - 1], Epoch(fence)) for place, fence in rows))
+
+    async def fences(self, after: UserKey | None, limit: int) -> FencePage:
+        """A page of all fences, in the order of streams."""
+        limit = most_fences(limit)
+        async with self._snapshot(_ALL) as connection:
+            rows = await connection.fetch(
+                "SELECT tenant, user_id, fence FROM steward.stream WHERE id > $1"
+                " ORDER BY id LIMIT $2",
+                await _row_of(connection, after),
+                limit + 1,
+            )
+        found = tuple(
+            (UserKey(original(tenant), original(user)), Epoch(fence))
+            for tenant, user, fence in rows[:limit]
+        )
+        return FencePage(found, len(rows) > limit)
 
     async def summary(self, log_id: str) -> LogSummary:
         """Totals, from counters and indexes."""
@@ -210,3 +237,13 @@ def _matching(
     if wanted.newest:
         found.reverse()
     return found
+
+
+async def _row_of(connection: asyncpg.Connection, after: UserKey | None) -> int:
+    """Behind which row a page begins. Raises StewardError for a user who has none."""
+    if after is None:
+        return 0
+    stream = await connection.fetchrow(_STREAM, *map(stored, after))
+    if stream is None:
+        raise nobody(after)
+    return int(stream["id"])

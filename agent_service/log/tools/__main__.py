@@ -4,27 +4,19 @@ Exit codes: 0 done and well, 1 something is wrong with what a store holds, or it
 way, 2 wrong use or a store that can't be used.
 """
 
-import argparse
-import asyncio
-import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import asyncpg
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agent_service.log.tools.checking import check
-from agent_service.log.tools.copying import Step, compare, copy
+from agent_service.log.tools.copying import compare, copy
 from agent_service.log.tools.postgres_store import PostgresStore
 from agent_service.log.tools.sqlite_store import SqliteStore
-from agent_service.log.tools.store import Store, StoreProblem
+from agent_service.log.tools.store import Store
 from steward.postgres.connecting import is_postgres
-from steward.runtime.service import EnvironmentUnusable
-
-WRONG, UNUSABLE = 1, 2
+from steward.runtime.store_tool import WRONG, StoreProblem, bar, run, tell_faults
 
 
 def store_of(text: str, *, make: bool, alone: bool) -> Store:
@@ -37,26 +29,16 @@ def store_of(text: str, *, make: bool, alone: bool) -> Store:
     raise StoreProblem("name a store as sqlite:DIR or postgresql://user@host/database")
 
 
-@contextmanager
-def _bar(what: str, events: int) -> Iterator[Step]:
-    """A bar of events on standard error, if that is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task(what, total=events)
-        yield lambda done: progress.advance(task, done)
-
-
-async def _copy(source: Store, destination: Store) -> int:
+async def _copy(from_: str, to: str) -> int:
+    source = store_of(from_, make=False, alone=True)
+    destination = store_of(to, make=True, alone=True)
     try:
         await source.open()
         await destination.open()
         events = (await source.totals()).events
-        with _bar("copying", events) as step:
+        with bar("copying", events) as step:
             done = await copy(source, destination, step)
-        with _bar("comparing", events) as step:
+        with bar("comparing", events) as step:
             await compare(source, destination, done, step)
         totals = await source.totals()
     finally:
@@ -73,49 +55,22 @@ async def _copy(source: Store, destination: Store) -> int:
     return 0
 
 
-async def _check(store: Store) -> int:
+async def _check(name: str) -> int:
+    store = store_of(name, make=False, alone=False)
     try:
         await store.open()
         totals = await store.totals()
-        with _bar("checking", totals.events) as step:
+        with bar("checking", totals.events) as step:
             found, number = await check(store, step)
     finally:
         await store.close()
-    for text in found:
-        print(text)
-    if number:
-        print(f"steward: {store.name} has {number} faults", file=sys.stderr)
-        return WRONG
-    print(f"{store.name} is whole: {totals.events} events of {totals.streams} users")
-    return 0
-
-
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="steward store", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    copying = commands.add_parser("copy")
-    copying.add_argument("--from", dest="source", required=True)
-    copying.add_argument("--to", dest="destination", required=True)
-    checking = commands.add_parser("check")
-    checking.add_argument("--store", required=True)
-    return parser.parse_args(words)
+    whole = f"{totals.events} events of {totals.streams} users"
+    return tell_faults(store.name, found, number, whole)
 
 
 def main(words: Sequence[str]) -> int:
     """Do what the words say; the exit code."""
-    arguments = _arguments(words)
-    try:
-        if arguments.command == "check":
-            return asyncio.run(_check(store_of(arguments.store, make=False, alone=False)))
-        source = store_of(arguments.source, make=False, alone=True)
-        destination = store_of(arguments.destination, make=True, alone=True)
-        return asyncio.run(_copy(source, destination))
-    except (StoreProblem, EnvironmentUnusable) as error:
-        print(f"steward: {error}", file=sys.stderr)
-        return UNUSABLE
-    except (sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        print(f"steward: stopped on the way: {error}", file=sys.stderr)
-        return WRONG
+    return run(words, __doc__, _check, _copy, (asyncpg.PostgresError, asyncpg.InterfaceError))
 
 
 if __name__ == "__main__":

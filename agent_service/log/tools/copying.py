@@ -9,13 +9,10 @@ recognises it.
 At the end both sides are read whole and compared, count by count and digest by digest.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent_service.log.tools.store import Store, StoredStream, StoreProblem, digest_of
-
-Step = Callable[[int], None]
-"""Told how many events are done."""
+from agent_service.log.tools.store import Store, StoredStream, digest_of
+from steward.runtime.store_tool import Step, StoreProblem
 
 
 @dataclass(slots=True)

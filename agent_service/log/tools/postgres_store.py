@@ -18,11 +18,11 @@ from agent_service.log.tools.store import (
     StoredRecord,
     StoredStream,
     StoredThread,
-    StoreProblem,
     Totals,
 )
 from steward.model.keys import UserKey
 from steward.postgres.texts import original, stored
+from steward.runtime.store_tool import StoreProblem
 
 ROWS = 256
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

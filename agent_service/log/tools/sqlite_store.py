@@ -13,10 +13,10 @@ from agent_service.log.tools.store import (
     StoredRecord,
     StoredStream,
     StoredThread,
-    StoreProblem,
     Totals,
 )
 from steward.model.keys import UserKey
+from steward.runtime.store_tool import StoreProblem
 
 _STREAM = (
     "SELECT s.id, tenant, user, stream_id, fence, activation, oldest,"

@@ -15,10 +15,6 @@ import orjson
 from steward.model.keys import UserKey
 
 
-class StoreProblem(Exception):
-    """A store that can't be used for what was asked, and why, for an operator."""
-
-
 @dataclass(frozen=True, slots=True)
 class StoredStream:
     """One user's stream, but for what is in it. `number` is that of the last append."""

@@ -116,20 +116,7 @@ async def test_golden_path_agent_execution_staging_flow(
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     "service",
-    [
-        "steward-edge",
-        "steward-registry",
-        "steward-agent",
-        *(
-            pytest.param(
-                name,
-                marks=pytest.mark.xfail(
-                    strict=True, raises=TimeoutError, reason=f"tracing: spans of {name}"
-                ),
-            )
-            for name in ("steward-auth", "steward-log")
-        ),
-    ],
+    ["steward-edge", "steward-auth", "steward-registry", "steward-agent", "steward-log"],
 )
 async def test_golden_path_agent_execution_staging_flow_is_one_trace(
     service: str, local_stage: Any, http: aiohttp.ClientSession

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from agent_service.host.agent_crossing import ENOUGH, HOLD_S, MOST_AT_ONCE, Crossing
+from agent_service.host import agent_crossing
+from agent_service.host.agent_crossing import BUSY, ENOUGH, HOLD_S, MOST_AT_ONCE, Crossing
 
 pytestmark = pytest.mark.asyncio
 SLACK_S = 0.5
@@ -87,6 +88,59 @@ async def test_items_that_have_enough_company_cross_at_once() -> None:
         receiver.crossing.put_soon(number)
     await turn()
     assert receiver.items == list(range(ENOUGH + 1))
+
+
+async def busy(receiver: Receiver) -> None:
+    """A batch has crossed that shows that there will be more."""
+    receiver.crossing.put_soon(0)
+    await turn()
+    for number in range(1, BUSY + 1):
+        receiver.crossing.put_soon(number)
+    await receiver.until(lambda: len(receiver.items) == BUSY + 1)
+
+
+async def test_while_it_is_busy_the_receiver_looks_again_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    woken: list[object] = []
+    receiver = Receiver()
+    call = Crossing._call
+
+    def count(crossing: Crossing[int], callback: Callable[[], None]) -> None:
+        woken.append(callback)
+        call(crossing, callback)
+
+    monkeypatch.setattr(Crossing, "_call", count)
+    await busy(receiver)
+    asked = len(woken)
+    receiver.crossing.put_soon(100)
+    receiver.crossing.put_soon(101)
+    assert len(woken) == asked, "nobody is woken"
+    await receiver.until(lambda: len(receiver.items) == BUSY + 3)
+    assert receiver.batches[-1] == [100, 101]
+
+
+async def test_a_receiver_that_was_busy_is_woken_again_after_it_found_nothing() -> None:
+    receiver = Receiver()
+    await busy(receiver)
+    await asyncio.sleep(10 * agent_crossing.PACE_S)
+    receiver.crossing.put_soon(100)
+    await turn()
+    assert receiver.batches[-1] == [100]
+
+
+async def test_an_urgent_item_does_not_wait_for_a_busy_receiver_to_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(agent_crossing, "PACE_S", 60.0)
+    receiver = Receiver()
+    await busy(receiver)
+    receiver.crossing.put_soon(100)
+    await turn()
+    assert 100 not in receiver.items
+    receiver.crossing.put(101)
+    await turn()
+    assert receiver.batches[-1] == [100, 101]
 
 
 async def test_what_is_put_quietly_waits_until_the_receiver_does() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import jwt
@@ -10,19 +9,12 @@ import pytest
 
 from steward.cli.cluster_file import CLUSTER_FILE
 from steward.rpc.keys import USER_KEY, load_or_create_key
+from steward.testing.command import run_steward
 from steward.tokens import AUDIENCE
 
 
 def steward(*words: str, **environ: str) -> "subprocess.CompletedProcess[str]":
-    code = "import sys; from steward.cli.main import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", code, *words],
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_steward(*words, environ={**os.environ, **environ})
 
 
 @pytest.mark.parametrize(

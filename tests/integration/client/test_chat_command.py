@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import jwt
 import pytest
 
 from steward.rpc.keys import USER_KEY, load_or_create_key
+from steward.testing.command import STEWARD
 
 pytestmark = pytest.mark.asyncio
 
 Edge = Any  # ScriptedEdge of conftest.py
 
-STEWARD = [sys.executable, "-c", "import sys; from steward.cli.main import main; sys.exit(main())"]
 STEPS = [
     ("agent_thinking", {"thought": "I need the sales table.", "delta": False}),
     (

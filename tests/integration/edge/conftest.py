@@ -47,6 +47,7 @@ from edge.settings import EdgeSettings
 from edge.uplink.memory import MemoryCluster, MemoryNode
 from edge.uplink.port import EventRange
 from steward.errors import StewardError
+from steward.model.census import Held
 from steward.model.keys import Epoch, NodeIncarnation, UserKey
 from steward.model.placement import Placement
 from steward.rpc.factory import make_server
@@ -208,6 +209,9 @@ class RegistryPeer(registry_service_pb2_grpc.RegistryServiceServicer):
     def cluster_nodes(self, nodes: Mapping[NodeIncarnation, str]) -> None:
         for outbox in self._outboxes:
             outbox.put(_cluster_nodes(nodes))
+
+    def attachments(self) -> Iterator[Held]:
+        return iter(())
 
     def count_connections(self, users: Sequence[UserKey]) -> tuple[int, list[int]]:
         raise NotImplementedError("a registry asks, and is not asked")

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from edge.core.commands import SubmitMessage
 from edge.core.server_messages import Limits
 from edge.host.hub import LOOKUPS_AT_ONCE, Hub, HubSettings
+from edge.host.spans import Arrival
 from edge.host.wheel import TICK_MS
 from edge.uplink.memory import (
     MemoryAuth,
@@ -52,7 +53,7 @@ async def test_users_of_a_lost_node_are_looked_up_in_batches_those_who_wait_firs
     # The last of them has a message without an answer when the node is lost.
     cluster.swallow = lambda command: isinstance(command.body, SubmitMessage)
     outcomes: list[object] = []
-    audiences[-1].command("", SubmitMessage("m1", b'"x"', "main"), outcomes.append)
+    audiences[-1].command(Arrival(), SubmitMessage("m1", b'"x"', "main"), outcomes.append)
     cluster.add_node("node-2")
     cluster.placements.clear()
     asked_before = cluster.resolves

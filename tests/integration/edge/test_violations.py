@@ -78,7 +78,7 @@ async def test_a_delivery_for_nobody_is_on_record_but_one_behind_a_detach_is_not
     hub = edge.service._hub
     async with edge.socket():
         placed = edge.cluster.placements[ALICE]
-    await edge.eventually(lambda: ALICE not in hub._audiences, "she is forgotten")
+    await edge.eventually(lambda: ALICE not in hub._audiences.by_user, "she is forgotten")
     side = side_of(edge, node)
     side.deliver(Delivery(ALICE, placed.epoch, 1, [ZOMBIE]))
     side.deliver(Delivery(UserKey("default", "bob"), Epoch(9), 1, [ZOMBIE]))

@@ -1,16 +1,17 @@
 """A node that knows it is over: nothing goes out of it any more, and what it saw is reported."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from agent_service.core.effects import AnswerAttached
-from agent_service.core.journal import Append, AppendOutcome, Committed
+from agent_service.core.journal import Append, Committed
 from agent_service.host import host as host_module
 from agent_service.host.standstill import Standstill
 from agent_service.log.memory import MemoryLog
+from agent_service.log.port import Done, Operation
 from steward.model.keys import Epoch, UserKey
 from steward.model.violations import ViolationKind
 
@@ -23,9 +24,9 @@ class CountingLog(MemoryLog):
 
     appends = 0
 
-    def append(self, append: Append) -> "asyncio.Future[AppendOutcome]":
-        self.appends += 1
-        return super().append(append)
+    def submit(self, operations: Sequence[Operation], size: int, done: Done) -> None:
+        self.appends += sum(isinstance(operation, Append) for operation in operations)
+        super().submit(operations, size, done)
 
 
 @pytest.mark.asyncio
@@ -58,12 +59,13 @@ async def test_who_stood_still_for_longer_than_its_lease_acts_on_nothing_that_wa
     log = CountingLog()
     node = make_node(log, lease_ms=1000)
     await node.attached(7)
-    answer: asyncio.Future[AppendOutcome] = asyncio.get_running_loop().create_future()
-    monkeypatch.setattr(log, "append", lambda append: answer)
+    submitted: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(log, "submit", lambda _, __, done: submitted.set_result(done))
     node.send(7, "m1", "x")
+    answer = await asyncio.wait_for(submitted, 2.0)
     now = host_module.boot_ms
     monkeypatch.setattr(host_module, "boot_ms", lambda: now() + 1500)
-    answer.set_result(Committed(3))
+    answer([Committed(3)])
     await wait_until(lambda: node.host.fenced.done(), "it noticed")
     assert node.edge.events == []
     assert node.edge.aborted
@@ -81,18 +83,13 @@ async def test_a_refused_append_is_reported_also_by_a_fenced_process(
     old, new = make_node(log), make_node(log, "node-1")
     await old.attached(7)
     await new.attached(8)
-    held: list[tuple[Append, asyncio.Future[AppendOutcome]]] = []
-
-    def hold(append: Append) -> "asyncio.Future[AppendOutcome]":
-        future: asyncio.Future[AppendOutcome] = asyncio.get_running_loop().create_future()
-        held.append((append, future))
-        return future
-
-    monkeypatch.setattr(log, "append", hold)
+    held: list[tuple[Append, Done]] = []
+    monkeypatch.setattr(log, "submit", lambda appends, _, done: held.append((appends[0], done)))
     old.send(7, "m1", "zombie")
+    await wait_until(lambda: bool(held), "sent")
     old.host.fence("over")
-    append, future = held[0]
-    future.set_result(log.state.append(append))
+    append, done = held[0]
+    done([log.state.append(append)])
     await wait_until(lambda: bool(old.registry.violations), "reported")
     (report,) = old.registry.violations
     assert (report.kind, report.user, report.epoch) == (ViolationKind.STALE_APPEND, ALICE, 7)

@@ -1,16 +1,16 @@
 """Rules of the host: real managers, the real in-memory log, the real agent loop; peers by hand."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from agent_service.core.commands import CancelRun, DetachEdge, SubmitMessage
 from agent_service.core.effects import AnswerAccepted, AnswerAttached, AnswerRefused
-from agent_service.core.journal import Append, AppendOutcome, Seal, SealOutcome
+from agent_service.core.journal import Append, Seal, SealOutcome
 from agent_service.log.memory import MemoryLog
-from agent_service.log.port import EventPage, LogFailed, ReadRange
+from agent_service.log.port import Done, EventPage, LogFailed, Operation, ReadRange
 from steward.errors import Reason, StewardError
 from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, RunId, ThreadId, UserKey
 
@@ -272,10 +272,11 @@ async def test_a_log_that_is_away_delays_a_run_and_never_ends_the_node(make_node
 class BrokenLog(MemoryLog):
     """A log whose disk fails for good at the first append."""
 
-    def append(self, append: Append) -> "asyncio.Future[AppendOutcome]":
-        future: asyncio.Future[AppendOutcome] = asyncio.get_running_loop().create_future()
-        future.set_exception(LogFailed("disk I/O error"))
-        return future
+    def submit(self, operations: Sequence[Operation], size: int, done: Done) -> None:
+        if not isinstance(operations[0], Append):
+            super().submit(operations, size, done)
+            return
+        asyncio.get_running_loop().call_soon(done, LogFailed("disk I/O error"))
 
 
 @pytest.mark.asyncio

@@ -12,6 +12,7 @@ from agent_service.core.journal import Append, Seal, StoredEvent
 from agent_service.host import journal as journal_module
 from agent_service.host.journal import JournalUnreadable, read_journal
 from agent_service.host.run_starts import RunStarts
+from agent_service.host.turn import Turn
 from agent_service.log.memory import MemoryLog
 from agent_service.log.port import EventPage, ReadRange
 from steward.model.keys import Epoch, RunId, Sequence, ThreadId, UserKey
@@ -126,7 +127,7 @@ async def test_a_run_that_is_stopped_around_its_start_does_not_go_on(node: Any, 
     await node.attached(7)
     live = node.host._live[ALICE]
     failures: list[BaseException] = []
-    starts = RunStarts(MemoryLog(), lambda *_: None, failures.append)
+    starts = RunStarts(MemoryLog(), Turn(lambda: False), lambda *_: None, failures.append)
     runs = Loop()
     starts.use(runs)
     effect = StartRun(

@@ -96,6 +96,18 @@ async def test_events_are_read_in_the_order_of_their_appends(rig) -> None:
     assert (page.head, page.oldest_sequence, page.more) == (5, 1, False)
 
 
+async def test_what_is_submitted_together_is_told_together_and_in_its_order(rig) -> None:
+    users = [UserKey("default", name) for name in ("ann", "ben", "cem")]
+    writers = [await sealed_writer(rig, user) for user in users]
+    appends = [writer.request(event("1")) for writer in writers]
+    stale = writers[1].request(event("2"))._replace(expected_sequence=Sequence(9))
+    told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    rig.log.submit([appends[0], stale, appends[2]], 3, told.set_result)
+    assert not told.done(), "never within the call"
+    one, two = Committed(Sequence(2)), Conflict(Sequence(1))
+    assert await asyncio.wait_for(told, 10) == [one, two, one]
+
+
 async def test_payload_bytes_come_back_unchanged(rig) -> None:
     writer = await sealed_writer(rig)
     payloads = (b"", bytes(range(256)), "é漢\U0001f600".encode(), b"x" * 100_000)
@@ -338,6 +350,48 @@ async def test_open_runs_after_a_user_nobody_sealed_are_refused(rig) -> None:
     with pytest.raises(StewardError) as refused:
         await rig.log.open_runs(UserKey("default", "nobody"), 10)
     assert refused.value.reason is Reason.PROTOCOL_VIOLATION
+
+
+async def test_fences_are_the_highest_sealed_epochs_and_those_of_nobody_are_missing(rig) -> None:
+    bob, carol = UserKey("default", "bob"), UserKey("other\0 tenant", "carol")
+    await sealed_writer(rig, epoch=3)
+    await sealed_writer(rig, bob, epoch=4)
+    await sealed_writer(rig, carol, epoch=5)
+    await sealed_writer(rig, epoch=7, activation="second")
+    assert await rig.log.seal(Seal(bob, Epoch(2), "late")) == Fenced(Epoch(4))
+    nobody = UserKey("default", "nobody")
+    asked = await rig.log.fences_of([carol, nobody, ALICE, carol])
+    assert (dict(asked.fences), len(asked.fences)) == ({ALICE: 7, carol: 5}, 2)
+    assert (await rig.log.fences_of([])).fences == ()
+    page = await rig.log.fences(None, 1000)
+    assert (page.fences, page.more) == (((ALICE, 7), (bob, 4), (carol, 5)), False)
+
+
+async def test_fences_come_in_pages_in_the_order_of_the_first_seals(rig) -> None:
+    users = [UserKey("t" + str(i % 2), f"u{(i * 7) % 10}") for i in range(10)]
+    for i, user in enumerate(users):
+        await sealed_writer(rig, user, epoch=i + 1)
+    found: list[tuple[UserKey, int]] = []
+    more, after = True, None
+    while more:
+        page = await rig.log.fences(after, 4)
+        assert 1 <= len(page.fences) <= 4
+        found.extend(page.fences)
+        more, after = page.more, page.fences[-1][0]
+    assert found == [(user, i + 1) for i, user in enumerate(users)]
+    assert (await rig.log.fences(users[9], 4)).fences == ()
+    with pytest.raises(StewardError) as refused:
+        await rig.log.fences(UserKey("default", "nobody"), 10)
+    assert refused.value.reason is Reason.PROTOCOL_VIOLATION
+    with pytest.raises(StewardError) as refused:
+        await rig.log.fences_of([UserKey("default", str(i)) for i in range(1001)])
+    assert refused.value.reason is Reason.PROTOCOL_VIOLATION
+
+
+async def test_fences_are_there_after_a_crash(rig) -> None:
+    await sealed_writer(rig, epoch=3)
+    await rig.crash()
+    assert (await rig.log.fences_of([ALICE])).fences == ((ALICE, 3),)
 
 
 async def test_open_runs_are_there_after_a_crash(rig) -> None:

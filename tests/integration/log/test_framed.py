@@ -11,12 +11,12 @@ import pytest
 
 from agent_service.core.journal import Append, Committed, Seal, Sealed, StoredEvent
 from agent_service.log.framing import PREFACE
-from agent_service.log.front import FIRST_BYTES_S
 from agent_service.log.port import ReadRange
 from steward.errors import Reason
 from steward.model.keys import Epoch, Sequence, UserKey
 from steward.rpc.factory import MAX_MESSAGE_BYTES, call_metadata, make_channel
 from steward.rpc.frames import LENGTH_BYTES
+from steward.rpc.front import FIRST_BYTES_S
 from steward.rpc.keys import CONTROL_KEY, load_or_create_key
 from steward.rpc.roles import Role, RoleCredentials
 from steward.v1 import log_service_pb2 as pb

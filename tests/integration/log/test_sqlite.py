@@ -1,6 +1,7 @@
 """What only the SQLite engine has: its lock, its failure, and that rows do what the rules say."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -20,6 +21,7 @@ from agent_service.core.journal import (
     Sealed,
     StoredEvent,
 )
+from agent_service.log import sqlite as sqlite_module
 from agent_service.log.database import DatabaseFile, open_database
 from agent_service.log.memory import LogState
 from agent_service.log.port import LogFailed, LogFull, OpenRunPage, ReadRange
@@ -50,6 +52,54 @@ def make_log(data: Path) -> SqliteLog:
 def append_of(number: int, payload: bytes = b"x") -> Append:
     event = StoredEvent(payload, "main")
     return Append(ALICE, Epoch(1), number, Sequence(number), (event,), ())
+
+
+def seals_of(name: str, number: int) -> list[Seal]:
+    return [Seal(UserKey("default", f"{name}{i}"), Epoch(1), "a") for i in range(number)]
+
+
+async def submitted(log: SqliteLog, seals: list[Seal]) -> None:
+    """They are durable."""
+    told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    log.submit(seals, 0, told.set_result)
+    await told
+
+
+@pytest.mark.asyncio
+async def test_a_busy_log_lets_company_come_before_it_begins_the_next_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_module, "PACE_S", 0.5)
+    registry = CollectorRegistry()
+    log = SqliteLog(tmp_path, LogMetrics(registry))
+    await log.open()
+
+    def groups() -> float:
+        return registry.get_sample_value("steward_log_commit_seconds_count") or 0.0
+
+    began = time.monotonic()
+    await submitted(log, seals_of("many", sqlite_module.BUSY))
+    before = groups()
+    first = asyncio.create_task(submitted(log, seals_of("early", 1)))
+    await asyncio.sleep(0.05)
+    await asyncio.gather(first, submitted(log, seals_of("late", 1)))
+    assert groups() == before + 1, "both in one group"
+    assert time.monotonic() - began >= 0.5
+    await log.close()
+
+
+@pytest.mark.asyncio
+async def test_a_log_with_little_to_do_writes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_module, "PACE_S", 60.0)
+    log = make_log(tmp_path)
+    await log.open()
+    began = time.monotonic()
+    for number in range(5):
+        await submitted(log, seals_of(f"few{number}-", sqlite_module.BUSY - 1))
+    assert time.monotonic() - began < sqlite_module.PACE_S
+    await log.close()
 
 
 @pytest.mark.asyncio

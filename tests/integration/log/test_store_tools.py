@@ -1,11 +1,13 @@
 """`steward store copy` and `check`, with the real engines: SQLite to PostgreSQL and back."""
 
 import asyncio
+import os
+import signal
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
+import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -23,23 +25,19 @@ from agent_service.log.postgres.connecting import Database
 from agent_service.log.postgres.engine import PostgresLog
 from agent_service.log.sqlite import SqliteLog
 from steward.model.keys import Epoch, Sequence, UserKey
+from steward.postgres.texts import stored
 from steward.telemetry.catalog import LogMetrics
+from steward.testing.command import STEWARD, run_steward
 from steward.testing.postgres import PostgresServer
+from steward.testing.waiting import eventually
 
 pytestmark = pytest.mark.asyncio
 
 USERS = [UserKey(f"t{n % 3}", f"u\\{n}") for n in range(40)]
-STEWARD = "import sys; from steward.cli.main import main; sys.exit(main())"
 
 
 async def store(*words: object) -> "subprocess.CompletedProcess[str]":
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", STEWARD, "store", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return await asyncio.to_thread(run_steward, "store", *words)
 
 
 async def copy(source: str, destination: str) -> "subprocess.CompletedProcess[str]":
@@ -147,6 +145,53 @@ async def test_a_second_run_copies_what_is_new_and_only_that(tmp_path: Path) -> 
     log = await open_sqlite(tmp_path / "b")
     assert await everything(log) == before
     await log.close()
+
+
+async def test_a_copy_that_was_killed_goes_on_where_it_was(
+    tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    url = postgres_server.url(await postgres_server.make_database())
+    source = f"sqlite:{tmp_path / 'a'}"
+    log = await open_sqlite(tmp_path / "a")
+    await fill(log)
+    before = await everything(log)
+    await log.close()
+    await (await open_postgres(url)).close()
+    holder, watcher = [await asyncpg.connect(url) for _ in range(2)]
+    await watcher.execute("SELECT set_config('steward.scope', 'all', false)")
+    halfway = holder.transaction()
+    await halfway.start()
+    await holder.execute("SET LOCAL steward.tenants = '{t2}'")
+    # Somebody who is in its way stops it in the middle of a stream: that of the 21st user.
+    await holder.execute(
+        "INSERT INTO steward.stream (tenant, user_id, stream_id, fence, activation)"
+        " VALUES ($1, $2, '', 1, '')",
+        *map(stored, USERS[20]),
+    )
+    words = ("store", "copy", "--from", source, "--to", url)
+    copying = await asyncio.create_subprocess_exec(*STEWARD, *words, start_new_session=True)
+
+    async def stopped() -> bool:
+        streams = "SELECT count(*) FROM steward.stream WHERE fence = 2"
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND datname = current_database()"
+        )
+        return [await watcher.fetchval(sql) for sql in (streams, waiting)] == [20, 1]
+
+    await eventually(stopped, "it has come that far", 30)
+    # The command line has a process of the log's own do the work.
+    os.killpg(copying.pid, signal.SIGKILL)
+    await copying.wait()
+    await halfway.rollback()
+    for connection in (holder, watcher):
+        await connection.close()
+    again = await copy(source, url)
+    assert again.returncode == 0, again.stderr
+    assert "(20 copied, 20 were there)" in again.stdout
+    moved = await open_postgres(url)
+    assert await everything(moved) == before
+    await moved.close()
 
 
 async def test_ages_of_events_are_known_after_a_move_to_postgres(

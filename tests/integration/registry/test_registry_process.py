@@ -146,7 +146,13 @@ async def test_a_registry_that_was_paused_fences_nobody_for_what_it_missed(
         await node.open.next("renewed")
         renewed += 1
     assert where(await edge.resolve("ann")) == where(before)
-    assert "steward_registry_fences_total{" not in registry.ops("/metrics")
+    fences = [
+        line
+        for line in registry.ops("/metrics").splitlines()
+        if line.startswith("steward_registry_fences_total{")
+    ]
+    assert len(fences) == 5
+    assert all(line.endswith(" 0.0") for line in fences)
 
 
 async def test_a_fenced_process_that_comes_back_is_told_and_refused(clients: Any) -> None:

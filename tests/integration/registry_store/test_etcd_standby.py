@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from registry_service.core.transactions import (
     TakeOver,
     TermLost,
 )
-from registry_service.store.etcd import EtcdStore, LeadershipOver
+from registry_service.store.etcd import EtcdStore
 from registry_service.store.etcd_client import (
     RANGE,
     TXN,
@@ -33,15 +34,15 @@ from registry_service.store.etcd_client import (
 from registry_service.store.etcd_keys import Keys
 from registry_service.store.etcd_lease import revoke
 from registry_service.store.etcd_standby import LEADER_TTL_S, Follower
-from registry_service.store.etcd_watch import PAGE, follow
+from registry_service.store.etcd_watch import DEAD_S, PAGE, follow
 from registry_service.store.etcdpb import steward_etcd_pb2 as pb
-from registry_service.store.port import StoreFailed
+from registry_service.store.port import LeadershipOver, StoreFailed
 from registry_service.store.violation_table import ViolationTotals
 from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, UserKey
 from steward.model.violations import Violation, ViolationKind
 from steward.runtime.service import EnvironmentUnusable
 from steward.testing.etcd import EtcdCluster
-from steward.testing.etcd_life import committed, join, place, read, store_on
+from steward.testing.etcd_life import SHORT_LEASE_S, committed, join, place, read, store_on
 from steward.testing.proxy import CutProxy
 from steward.testing.waiting import eventually
 
@@ -56,8 +57,9 @@ async def make(etcd: EtcdCluster, cluster_name: str, tmp_path: Path) -> AsyncIte
     """Makes stores of one cluster, each with a home of the name that is given."""
     made: list[EtcdStore] = []
 
-    def one(home: str, endpoints: tuple[str, ...] = ()) -> EtcdStore:
-        made.append(store_on(endpoints or etcd.endpoints, cluster_name, tmp_path / home))
+    def one(home: str, endpoints: tuple[str, ...] = (), lease_s: int = LEADER_TTL_S) -> EtcdStore:
+        where = endpoints or etcd.endpoints
+        made.append(store_on(where, cluster_name, tmp_path / home, lease_s=lease_s))
         return made[-1]
 
     yield one
@@ -109,12 +111,12 @@ async def test_a_second_registry_waits_and_takes_over_all_that_was_done_meanwhil
 
 
 async def test_a_registry_that_was_killed_is_followed_when_its_lease_is_over(make: Make) -> None:
-    first, second = make("a"), make("b")
+    first, second = make("a", lease_s=SHORT_LEASE_S), make("b")
     await first.open()
     node = await join(first)
     opening = asyncio.create_task(second.open())
     tear_down(first)
-    view = await asyncio.wait_for(opening, LEADER_TTL_S * 2)
+    view = await asyncio.wait_for(opening, SHORT_LEASE_S + 3)
     assert [each.incarnation for each in view.nodes] == [node]
 
 
@@ -130,6 +132,22 @@ async def test_a_process_in_the_same_directory_need_not_wait_for_the_lease_of_th
     assert loop.time() - began < LEADER_TTL_S / 2
 
 
+async def test_a_process_in_a_copy_of_the_directory_of_the_leader_takes_nothing_from_it(
+    make: Make, tmp_path: Path
+) -> None:
+    first = make("a")
+    await first.open()
+    node = await join(first)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    opening = asyncio.create_task(make("b").open())
+    done, _ = await asyncio.wait({opening}, timeout=1.0)
+    assert not done
+    await place(first, ANN, node)
+    await first.close()
+    view = await asyncio.wait_for(opening, LEADER_TTL_S)
+    assert view.placements == ((node, 1),)
+
+
 async def test_two_processes_can_not_use_one_directory(make: Make) -> None:
     await make("a").open()
     with pytest.raises(EnvironmentUnusable, match="another registry process uses it"):
@@ -140,7 +158,7 @@ async def test_a_leader_that_was_cut_off_writes_nothing_after_its_successor_bega
     make: Make, etcd: EtcdCluster
 ) -> None:
     async with CutProxy(etcd.endpoints[0]) as proxy:
-        first, second = make("a", (proxy.address,)), make("b")
+        first, second = make("a", (proxy.address,), SHORT_LEASE_S), make("b")
         await first.open()
         node = await join(first)
         proxy.cut()
@@ -333,7 +351,7 @@ async def test_a_follower_resumes_without_listing_when_its_stream_breaks(
         # Silence for longer than a stream may be silent, and then one that says nothing at all.
         proxy.cut()
         await place(store, ANN, node)
-        await asyncio.sleep(4)
+        await asyncio.sleep(DEAD_S + 0.5)
         proxy.mend()
         await eventually(lambda: ANN in first.placements, "it has resumed after silence")
         assert follower.state is first and first.whole

@@ -213,14 +213,14 @@ class Opener:
         return result.placement
 
 
-@pytest.fixture(params=["memory", "sqlite", "etcd"])
+@pytest.fixture(params=["memory", "sqlite", "etcd", "newer_etcd"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk:
     if request.param == "memory":
         return InMemory()
     if request.param == "sqlite":
         return InFiles(tmp_path)
     name: str = request.getfixturevalue("cluster_name")
-    return InEtcd(request.getfixturevalue("etcd"), name, tmp_path)
+    return InEtcd(request.getfixturevalue(request.param), name, tmp_path)
 
 
 @pytest_asyncio.fixture

@@ -107,7 +107,7 @@ class Peer:
 
 
 class StewardEdge:
-    """A real edge behind real gRPC, with auth and every check on: `tests.load.edge_rig`.
+    """A real edge behind the stream of a node, with auth and every check on: `tests.load.edge_rig`.
 
     Every connection is a user of its own, so that every frame has had its user and epoch
     checked for itself. What the edge has to do for the uplink counts as its own; a peer only makes

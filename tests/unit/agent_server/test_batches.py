@@ -1,8 +1,10 @@
 """What waits for an edge travels in messages that gRPC takes, whatever the size of the events."""
 
 from agent_service import convert
+from agent_service.batches import MOST_BYTES_PER_BATCH, Item, Probe
+from agent_service.batches import batches_of as batches_in_parts
 from agent_service.core.effects import Deliver
-from agent_service.server import MOST_BYTES_PER_BATCH, EdgeStream, Probe, batches_of
+from agent_service.edge_streams import EdgeStream
 from steward.model.deliveries import HEAD, decode_texts, encode_texts, user_check
 from steward.model.keys import EdgeId, Epoch, Sequence, UserKey
 from steward.rpc.factory import MAX_MESSAGE_BYTES
@@ -12,12 +14,16 @@ ALICE, BOB = UserKey("default", "alice"), UserKey("default", "bob")
 EDGE = EdgeId("edge-0#1")
 
 
+def batches_of(items: list[Item]) -> list[pb.NodeBatch]:
+    return [batch.whole() for batch in batches_in_parts(items)]
+
+
 def delivery(first: int, size: int) -> pb.Delivery:
     return pb.Delivery(first_sequence=first, last_sequence=first, events=[b"x" * size])
 
 
 def test_large_events_travel_in_several_messages_in_their_order() -> None:
-    items = [delivery(n, 1_000_000) for n in range(1, 41)]
+    items = [delivery(n, 50_000) for n in range(1, 41)]
     batches = list(batches_of(items))
     assert all(batch.ByteSize() < MAX_MESSAGE_BYTES for batch in batches)
     assert all(batch.ByteSize() <= MOST_BYTES_PER_BATCH + 1_000 for batch in batches)
@@ -43,7 +49,7 @@ def test_an_item_above_the_bound_travels_alone() -> None:
 
 
 def test_a_probe_comes_back_behind_what_was_put_before_it() -> None:
-    items = [delivery(n, 1_000_000) for n in range(1, 11)]
+    items = [delivery(n, 50_000) for n in range(1, 11)]
     batches = list(batches_of([*items[:9], Probe(3), items[9], Probe(4)]))
     seen: list[int] = []
     for batch in batches:
@@ -136,7 +142,7 @@ def test_packed_deliveries_keep_to_the_bound_of_a_message() -> None:
     stream = EdgeStream(EDGE)
     stream.heard(ALICE, attach(5))
     for first in range(1, 11):
-        stream.deliver(ALICE, Epoch(3), events(first, b"x" * 1_000_000))
+        stream.deliver(ALICE, Epoch(3), events(first, b"x" * 50_000))
     stream.probed(9)
     batches = list(batches_of(list(stream.outbox._items)))
     assert len(batches) > 1

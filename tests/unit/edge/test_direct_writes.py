@@ -131,7 +131,7 @@ class Bench:
         self._packed = not self._packed
         if self._packed:
             frames = encode_texts(events)
-            channel, check = self.hub._audiences[USER].channel, user_check(USER)
+            channel, check = self.hub._audiences.by_user[USER].channel, user_check(USER)
             head = HEAD.pack(channel, epoch, first, len(events), len(frames), check)
             self.hub.delivered_packed(source, head, frames)
         else:

@@ -4,7 +4,7 @@ import pytest
 
 from edge.core.commands import Detach, EdgeCommand
 from edge.core.reach import SendProbe
-from edge.uplink.link import Item, _Box
+from edge.uplink.carriers import Box, Item
 from steward.model.keys import Epoch, UserKey
 
 pytestmark = pytest.mark.asyncio
@@ -15,7 +15,7 @@ def command(number: int) -> EdgeCommand:
 
 
 async def test_a_probe_travels_alone_and_nothing_overtakes_it() -> None:
-    box = _Box()
+    box = Box()
     put: list[Item] = [SendProbe(1), command(1), command(2), SendProbe(2), SendProbe(3), command(3)]
     for item in put:
         box.put(item)
@@ -24,7 +24,7 @@ async def test_a_probe_travels_alone_and_nothing_overtakes_it() -> None:
 
 
 async def test_what_is_put_meanwhile_comes_behind_what_was_given_back() -> None:
-    box = _Box()
+    box = Box()
     box.put(SendProbe(1))
     for number in range(1, 6):
         box.put(command(number))

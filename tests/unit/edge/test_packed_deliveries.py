@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from edge.core.attachment_values import Tick
 from edge.core.batch import EventBatch
+from edge.core.commands import Delivery
 from edge.core.resume import ResumePoint
 from edge.core.server_messages import Limits
 from edge.core.session import SessionState
@@ -22,7 +23,7 @@ from edge.uplink.memory import MemoryAuth, MemoryCluster, MemoryNodes, MemoryReg
 from steward.errors import Reason, StewardError
 from steward.model.deliveries import HEAD, decode_texts, encode_texts, user_check
 from steward.model.identity import Identity
-from steward.model.keys import NodeIncarnation, NodeRev, UserKey
+from steward.model.keys import Epoch, NodeIncarnation, NodeRev, UserKey
 from steward.model.violations import Violation, ViolationKind
 from steward.runtime.clock import wall_ms
 from steward.telemetry.catalog import EdgeMetrics
@@ -64,9 +65,10 @@ class World:
     """A hub with a node, and everybody who connects."""
 
     def __init__(self) -> None:
+        self.metrics = CollectorRegistry()
         self.hub = Hub(
             HubSettings(Limits(65_536, 600, 10, 60_000), 10, 1 << 20, 0, 0),
-            EdgeMetrics(CollectorRegistry()),
+            EdgeMetrics(self.metrics),
             Tracing(),
         )
         self.cluster = MemoryCluster()
@@ -128,7 +130,7 @@ class World:
         return client
 
     def channel(self, user: UserKey) -> int:
-        return self.hub._audiences[user].channel
+        return self.hub._audiences.by_user[user].channel
 
     def head(
         self,
@@ -282,6 +284,18 @@ def test_the_channel_of_a_user_who_left_is_given_to_nobody_and_is_no_offence(run
     run(work)
 
 
+def test_a_batch_that_nobody_takes_is_not_timed_until_the_next_one(run: Run) -> None:
+    async def work(world: World) -> None:
+        await world.connect(ALICE)
+        nobodys = Delivery(BOB, Epoch(1), 1, [b"one"])
+        for batches in (1, 2):
+            world.hub.delivered(world.source, [nobodys])
+            name = "steward_edge_delivery_seconds_count"
+            assert world.metrics.get_sample_value(name) == batches
+
+    run(work)
+
+
 def test_an_older_epoch_and_another_node_are_refused_and_reported(run: Run) -> None:
     async def work(world: World) -> None:
         alice = await world.connect(ALICE)
@@ -305,8 +319,8 @@ def test_nothing_of_the_last_epoch_is_taken_once_the_manager_is_lost(run: Run) -
     async def work(world: World) -> None:
         alice = await world.connect(ALICE)
         first, epoch = alice.next, world.cluster.placements[ALICE].epoch
-        world.hub._audiences[ALICE].attachment.live_epoch = 0
-        world.hub._audiences[ALICE].handle(Tick())
+        world.hub._audiences.by_user[ALICE].attachment.live_epoch = 0
+        world.hub._audiences.by_user[ALICE].handle(Tick())
         for claimed in (epoch, 0):
             head = HEAD.pack(world.channel(ALICE), claimed, first, 1, 5, user_check(ALICE))
             world.hub.delivered_packed(world.source, head, encode_texts([b"old"]))

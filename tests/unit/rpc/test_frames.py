@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steward.rpc.frames import LENGTH_BYTES, FrameConnection
+from steward.rpc.frames import LENGTH_BYTES, TAILED, FrameConnection
 
 MOST = 1000
 
@@ -164,3 +164,52 @@ def test_the_end_is_told_once_with_its_cause(error: Exception | None) -> None:
     owner = Owner()
     owner.connection.connection_lost(error)
     assert owner.why == [str(error) if error else "the peer ended the connection"]
+
+
+class TailedOwner(Owner):
+    """Takes tails as well."""
+
+    def __init__(self, buffer_bytes: int = 64) -> None:
+        super().__init__()
+        self.connection = FrameConnection(
+            self, MOST, buffer_bytes=buffer_bytes, on_tailed=self.received_tailed
+        )
+        self.wire = Wire()
+        self.connection.connection_made(self.wire)
+
+    def received_tailed(self, frame: bytes, tail: memoryview) -> None:
+        self.got += [frame, bytes(tail)]
+
+
+@given(
+    st.lists(st.tuples(st.binary(max_size=40), st.binary(max_size=300)), max_size=8),
+    st.lists(st.integers(0, 3000), max_size=20),
+)
+def test_a_tail_arrives_with_its_message_however_the_bytes_are_cut(
+    frames: list[tuple[bytes, bytes]], cuts: list[int]
+) -> None:
+    sender, owner = Owner(), TailedOwner()
+    for frame, tail in frames:
+        sender.connection.send(frame, [tail[:7], tail[7:]])
+        sender.connection.send(frame)
+    data = sender.wire.written
+    for begin, end in pairwise(sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})):
+        owner.connection.data_received(data[begin:end])
+    assert owner.got == [part for frame, tail in frames for part in (frame, tail, frame)]
+
+
+def test_who_takes_no_tails_ends_a_connection_that_brings_one() -> None:
+    owner, sender = Owner(), Owner()
+    sender.connection.send(b"a", [b"b"])
+    owner.connection.data_received(sender.wire.written)
+    assert owner.wire.closed
+    assert not owner.got
+
+
+@pytest.mark.parametrize("inner", [MOST, 6, (1 << 32) - 1])
+def test_a_message_longer_than_its_frame_ends_the_connection(inner: int) -> None:
+    owner = TailedOwner()
+    frame = inner.to_bytes(LENGTH_BYTES, "big") + b"abcde"
+    owner.connection.data_received((TAILED | len(frame)).to_bytes(LENGTH_BYTES, "big") + frame)
+    assert owner.wire.closed
+    assert not owner.got

@@ -18,7 +18,7 @@ import sqlite3
 import sys
 import types
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from enum import Enum
@@ -36,10 +36,20 @@ from agent_service.core.journal import Sealed
 from agent_service.core.manager import Manager
 from agent_service.core.policy import AgentPolicy, ManagerPolicy
 from agent_service.log.port import ReadRange
+from registry_service.census.rounds import CensusConfig
 from registry_service.core.config import RegistryConfig
 from registry_service.server import ALLOWED, RegistryServicer
 from steward.cli.cluster_file import CLUSTER_NAME, ClusterFile, ProcessEntry, write_cluster
 from steward.cli.main import run_command
+from steward.cli.report.source import (
+    PACKAGES,
+    ROLES,
+    Trees,
+    import_paths,
+    read_trees,
+    roles_of_a_manager,
+    several,
+)
 from steward.errors import Reason, StewardError
 from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, Sequence, StreamId, UserKey
 from steward.model.placement import Placement
@@ -49,15 +59,14 @@ from steward.rpc.keys import CONTROL_KEY, load_or_create_key
 from steward.rpc.roles import Role, RoleCredentials, RoleVerifier
 from steward.telemetry.catalog import RegistryMetrics
 from steward.telemetry.logs import JsonLines
-from steward.telemetry.tracing import Tracing
+from steward.telemetry.tracing import FinishedSpan, Tracing
 from steward.testing.cluster import EdgeProbe, InProcessCluster
 from steward.testing.ownership import Disagreement, LiveManager, findings
+from steward.testing.planted import PLANTS
 from steward.testing.waiting import eventually
 from steward.v1 import placement_pb2, registry_service_pb2, registry_service_pb2_grpc
 
 ROOT = Path(__file__).parents[3]
-PACKAGES = ("steward", "registry_service", "agent_service", "auth_service", "edge")
-FACADES = ("steward", "steward.agent", "steward.client")
 
 ALICE = UserKey("acme", "alice")
 BOB = UserKey("acme", "bob")
@@ -74,10 +83,10 @@ class CommandUnknown(Exception):
     """The command line has no such command."""
 
 
-def steward(command: str, data: Path, capsys: pytest.CaptureFixture[str]) -> int:
+def steward(command: str, data: Path, capsys: pytest.CaptureFixture[str], *words: str) -> int:
     """Run a command of `steward`; its exit code. Raises CommandUnknown."""
     try:
-        return run_command([command, "--data", str(data)])
+        return run_command([command, "--data", str(data), *words])
     except SystemExit as refused:
         if refused.code == 2 and f"invalid choice: '{command}'" in capsys.readouterr().err:
             raise CommandUnknown(command) from None
@@ -359,100 +368,10 @@ async def test_concurrent_manager_access_isolation_of_100_racers_for_one_user(
 # ---- one import path, one class
 
 
-Trees = dict[str, ast.Module]
-
-
 @pytest.fixture(scope="session")
 def trees() -> Trees:
     """Dotted module name → syntax tree of the whole product, generated code left out."""
-    found = {}
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            if not name.startswith("steward.v1"):
-                found[name] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
-
-
-def top_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    for node in body:
-        yield node
-        if isinstance(node, ast.If | ast.Try):
-            yield from top_level([*node.body, *node.orelse])
-
-
-def defined(tree: ast.Module) -> set[str]:
-    """Public names that a module binds other than by importing."""
-    names: set[str] = set()
-    for node in top_level(tree.body):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
-    return {name for name in names if not name.startswith("_")}
-
-
-def imported(name: str, trees: Trees) -> Iterator[tuple[str, str]]:
-    """(module, thing) for each of our things that a module names, however it imported it."""
-    aliases: dict[str, str] = {}
-    for node in ast.walk(trees[name]):
-        if isinstance(node, ast.ImportFrom) and node.module in trees:
-            for alias in node.names:
-                if f"{node.module}.{alias.name}" in trees:
-                    aliases[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-                else:
-                    yield node.module, alias.name
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name in trees and alias.asname:
-                    aliases[alias.asname] = alias.name
-    for node in ast.walk(trees[name]):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            module = aliases.get(node.value.id)
-            if module is not None and f"{module}.{node.attr}" not in trees:
-                yield module, node.attr
-
-
-def home(module: str, thing: str, trees: Trees) -> str:
-    """Where a thing is defined that `module` has under this name."""
-    while thing not in defined(trees[module]):
-        onward = [m for m, t in imported(module, trees) if t == thing]
-        if not onward:
-            break
-        module = onward[0]
-    return f"{module}.{thing}"
-
-
-def import_paths(trees: Trees) -> dict[str, set[str]]:
-    """Each public thing → the paths by which it is offered to, or taken by, others."""
-    offers: dict[str, str] = {}
-    for facade in FACADES:
-        for module, thing in imported(facade, trees):
-            if not thing.startswith("_"):
-                offers.setdefault(home(module, thing, trees), f"{facade}.{thing}")
-    paths: dict[str, set[str]] = {
-        f"{name}.{thing}": {offers.get(f"{name}.{thing}", f"{name}.{thing}")}
-        for name, tree in trees.items()
-        for thing in defined(tree)
-    }
-    for name in trees:
-        for module, thing in imported(name, trees):
-            at = home(module, thing, trees)
-            facade = offers.get(at, "").rpartition(".")[0]
-            inside = bool(facade) and f"{name}.".startswith(f"{facade}.")
-            if at in paths and not inside:
-                paths[at].add(f"{module}.{thing}")
-    for facade in FACADES:
-        for module, thing in imported(facade, trees):
-            if not thing.startswith("_"):
-                paths[home(module, thing, trees)].add(f"{facade}.{thing}")
-    return paths
-
-
-def several(paths: dict[str, set[str]]) -> dict[str, set[str]]:
-    return {thing: where for thing, where in paths.items() if len(where) != 1}
+    return read_trees({package: ROOT / package for package in PACKAGES})
 
 
 def test_import_path_ssot_compliance(trees: Trees) -> None:
@@ -574,7 +493,7 @@ async def registry_door(
     key = key or Ed25519PrivateKey.generate()
     server = make_server(RoleVerifier(key, name), ALLOWED)
     metrics = RegistryMetrics(CollectorRegistry())
-    servicer = RegistryServicer(cluster.driver, name, metrics, Tracing())
+    servicer = RegistryServicer(cluster.driver, name, metrics, Tracing(), cluster.census)
     registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -589,44 +508,11 @@ async def registry_door(
         await server.stop(0)
 
 
-def roles_of_a_manager(trees: Trees) -> dict[str, set[str]]:
-    """What only a manager does → the classes and functions whose code does it."""
-    doing: dict[str, set[str]] = defaultdict(set)
-    for name, tree in trees.items():
-        if name.startswith("steward.testing"):
-            continue
-        for node in tree.body:
-            where = f"{name}.{getattr(node, 'name', '')}"
-            if isinstance(node, ast.ClassDef) and node.name.endswith("Manager"):
-                # A message of this name is what an effect or an answer says about one.
-                if not any(isinstance(d, ast.Call) for d in node.decorator_list):
-                    doing["is called one"].add(where)
-            for call in (n for n in ast.walk(node) if isinstance(n, ast.Call)):
-                called = call.func
-                if isinstance(called, ast.Attribute) and called.attr == "spend":
-                    doing["spends grants"].add(where)
-                elif isinstance(called, ast.Name) and called.id == "Outgoing":
-                    doing["writes to the log"].add(where)
-                elif isinstance(called, ast.Name) and called.id == "WriteAppend":
-                    doing["makes appends"].add(where)
-                elif isinstance(called, ast.Name) and called.id == "EventEncoder":
-                    doing["numbers events"].add(where)
-                elif isinstance(called, ast.Name) and called.id == "Manager":
-                    doing["makes managers"].add(where)
-    return dict(doing)
-
-
 def test_duplicate_manager_class_detection(trees: Trees) -> None:
     """One class in the tree plays the role, and one function makes it; a second is seen."""
     manager = "agent_service.core.manager.Manager"
-    assert roles_of_a_manager(trees) == {
-        "is called one": {manager},
-        "spends grants": {manager},
-        "writes to the log": {manager},
-        "makes appends": {"agent_service.core.outgoing.Outgoing"},
-        "numbers events": {manager},
-        "makes managers": {"agent_service.host.activation.make_manager"},
-    }
+    assert roles_of_a_manager(trees) == ROLES
+    assert all(who == {manager} for role, who in ROLES.items() if "make" not in role)
     copied = {**trees, "agent_service.host.manager2": trees["agent_service.core.manager"]}
     assert all(len(roles_of_a_manager(copied)[role]) == 2 for role in ("spends grants",))
 
@@ -698,15 +584,12 @@ async def test_duplicate_manager_class_detection_at_run_time(
 
 
 @pytest.mark.asyncio
-@pytest.mark.xfail(
-    strict=True,
-    raises=TimeoutError,
-    reason="census: the registry compares what nodes say they host, and sees an idle duplicate",
-)
 async def test_duplicate_manager_class_detection_of_one_that_writes_nothing(
     make_cluster: MakeCluster,
 ) -> None:
-    cluster: InProcessCluster = await make_cluster(nodes=2)
+    """The census compares what nodes really hold, and sees a duplicate that does nothing."""
+    quick = CensusConfig(interval_ms=100, least_ms=100, ties_ms=100)
+    cluster: InProcessCluster = await make_cluster(nodes=2, census=quick)
     edge = cluster.edge("edge-0")
     await edge.attach(ALICE)
     real = edge.placements[ALICE]
@@ -720,7 +603,11 @@ async def test_duplicate_manager_class_detection_of_one_that_writes_nothing(
         samples = [s for family in families for s in family.samples]
         return sum(s.value for s in samples if s.name == "steward_breaches_total")
 
-    assert await eventually(breaches, "the duplicate is counted as a breach", within_s=1.0)
+    assert await eventually(breaches, "the duplicate is counted as a breach", within_s=BOUND_S)
+    rows = await eventually(cluster.violations, "it is on record")
+    (row,) = (row for row in rows if row.kind == "duplicate_manager")
+    assert (row.user, row.epoch, row.node_id) == ("alice", forged.epoch, rogue.name)
+    assert f"{real.node_id}/{real.node_rev} under {real.epoch}" in row.evidence
 
 
 # ---- nothing in common
@@ -733,18 +620,10 @@ class Spans:
         self.names: list[str] = []
         self.said: list[str] = []
 
-    def export(
-        self,
-        name: str,
-        parent: str,
-        span_id: str,
-        start_ns: int,
-        end_ns: int,
-        attributes: Any,
-        failed: bool,
-    ) -> None:
-        self.names.append(name)
-        self.said.append(f"{name} {dict(attributes)!r}")
+    def export(self, span: FinishedSpan) -> None:
+        self.names.append(span.name)
+        links = [dict(link.attributes) for link in span.links]
+        self.said.append(f"{span.name} {dict(span.attributes)!r} {links!r}")
 
     def close(self) -> None:
         pass
@@ -844,7 +723,7 @@ async def test_user_session_state_isolation(
         assert not [text for text in spans.said if secret in text]
         assert not [text for text in metrics if secret.encode() in text]
         assert secret not in ledger
-    assert {"manager.accept", "invoke_agent keep"} <= set(spans.names)
+    assert {"manager.admit", "invoke_agent keep"} <= set(spans.names)
     assert any("failed" in line for line in logs) == any(failing.values())
 
 
@@ -937,15 +816,33 @@ async def test_manager_registry_isolation_validation(
         assert Disagreement.TWO_MANAGERS in kinds
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=CommandUnknown,
-    reason="compliance: a report of who owns whom",
-)
-def test_manager_registry_isolation_validation_of_a_running_cluster(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.asyncio
+async def test_manager_registry_isolation_validation_of_a_running_cluster(
+    make_cluster: MakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert steward("compliance", tmp_path, capsys) == 0
+    """`steward compliance` reports a running cluster: all is kept, until something is not."""
+    quick = CensusConfig(
+        interval_ms=100, least_ms=100, ties_ms=100, again_ms=120, patience_ms=4_000
+    )
+    cluster: InProcessCluster = await make_cluster(nodes=2, census=quick)
+    edge = cluster.edge("edge-0")
+    for user in (ALICE, BOB, CAROL):
+        await edge.attach(user)
+    key = load_or_create_key(tmp_path, CONTROL_KEY)
+    async with registry_door(cluster, key, CLUSTER_NAME) as (stub, _):
+        registry = ProcessEntry("registry", "registry", os.getpid(), stub.address, None, None)
+        write_cluster(tmp_path, ClusterFile(os.getpid(), "", (registry,)))
+        await eventually(lambda: cluster.census.complete_ms, "a census was taken")
+        assert await asyncio.to_thread(steward, "compliance", tmp_path, capsys, "--no-code") == 0
+        shown = capsys.readouterr().out
+        assert "2 nodes with 3 managers, 3 placements" in shown
+        assert "BROKEN" not in shown
+
+        await PLANTS["stale"](cluster, edge, ALICE)
+        assert await asyncio.to_thread(steward, "compliance", tmp_path, capsys, "--no-code") == 1
+        shown = capsys.readouterr().out
+        assert "BROKEN       no manager lives on under an epoch that is over" in shown
+        assert f"acme/alice: a manager on {edge.placements[ALICE].node_id}/" in shown
 
 
 # ---- no mutable object in common

@@ -35,7 +35,7 @@ class Output:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     now = [1_000_000]
-    monkeypatch.setattr(logs, "boot_ms", lambda: now[0])
+    monkeypatch.setattr(logs, "_now_ms", lambda: now[0])
     return now
 
 

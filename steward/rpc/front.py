@@ -1,6 +1,6 @@
-"""The port of the log process: framed connections of nodes, and gRPC for all else.
+"""The port of a process that speaks two ways: framed connections of peers, and gRPC for all else.
 
-Both on one port, so that a log has one address, whoever has to know it: settings, manifests,
+Both on one port, so that a process has one address, whoever has to know it: settings, manifests,
 firewalls. The first bytes of a connection tell which it is. What is HTTP/2 is passed on,
 unread, to the gRPC server of this process on the loopback device. It checks nobody: the gRPC
 server and the framed connections do. A connection that has not said what it is after
@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from agent_service.log.framing import PREFACE
+from steward.rpc.frames import FrameConnection
 
 HTTP2 = b"PRI * HTTP/2.0"
 FIRST_BYTES_S = 5.0
@@ -19,22 +19,31 @@ LOOPBACK = "127.0.0.1"
 
 
 class Front:
-    """Listens for a log process. `open` before all else."""
+    """Listens for a process. `open` before all else."""
 
-    def __init__(self, framed: Callable[[], asyncio.Protocol], grpc_port: int) -> None:
-        """`framed` makes the protocol of a framed connection, from behind the preface."""
+    def __init__(
+        self, preface: bytes, framed: Callable[[], FrameConnection], grpc_port: int
+    ) -> None:
+        """`framed` makes a framed connection, from behind the `preface`."""
+        self.preface = preface
         self._framed = framed
         self._grpc_port = grpc_port
         self._open: set[_Unknown | _Leg] = set()
         self._dials: set[asyncio.Task[None]] = set()
 
-    async def open(self, host: str, port: int) -> int:
-        """Listen; the port. Raises OSError when it can't be used."""
+    async def open(self, host: str, port: int, *, serving: bool = True) -> int:
+        """Take the port, and listen unless told not to; the port. Raises OSError."""
         loop = asyncio.get_running_loop()
         # The supervisor keeps the port reserved under the same option (docs/decisions/0002).
-        self._server = await loop.create_server(lambda: _Unknown(self), host, port, reuse_port=True)
+        self._server = await loop.create_server(
+            lambda: _Unknown(self), host, port, reuse_port=True, start_serving=serving
+        )
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
+
+    async def serve(self) -> None:
+        """Listen, after an `open` that was told not to."""
+        await self._server.start_serving()
 
     def stop_listening(self) -> None:
         """Take no new connection. Safe to call twice."""
@@ -57,12 +66,15 @@ class Front:
         self._open.discard(connection)
 
     def take_framed(self, transport: asyncio.Transport, rest: bytes) -> None:
-        """A node: from here on it is talked to without gRPC."""
-        protocol = self._framed()
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
+        """A peer: from here on it is talked to without gRPC."""
+        connection = self._framed()
+        # One that reads into a buffer of its own is not taken over in the middle of reading.
+        transport.pause_reading()
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        transport.resume_reading()
         if rest:
-            protocol.data_received(rest)
+            connection.data_received(rest)
 
     def take_http2(self, transport: asyncio.Transport, head: bytes) -> None:
         """Somebody who speaks gRPC."""
@@ -105,13 +117,14 @@ class _Unknown(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         head = self._head = self._head + data
-        if head.startswith(PREFACE):
+        preface = self._front.preface
+        if head.startswith(preface):
             self._known()
-            self._front.take_framed(self.transport, head[len(PREFACE) :])
+            self._front.take_framed(self.transport, head[len(preface) :])
         elif head.startswith(HTTP2):
             self._known()
             self._front.take_http2(self.transport, head)
-        elif not (PREFACE.startswith(head) or HTTP2.startswith(head)):
+        elif not (preface.startswith(head) or HTTP2.startswith(head)):
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
