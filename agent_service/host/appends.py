@@ -26,7 +26,7 @@ from steward.model.verbs import EventType
 from steward.model.violations import ViolationKind
 from steward.telemetry.catalog import AgentMetrics
 from steward.telemetry.instruments import exemplar_of
-from steward.telemetry.logs import BUG, fields
+from steward.telemetry.logs import fields
 
 _log = logging.getLogger(__name__)
 
@@ -117,17 +117,8 @@ class Appends:
                     # Also by a node that is over: it may be the last one to tell.
                     self._report(live, append.append_number, outcome)
                 if not silent:
-                    self._finish(live, append.append_number, cast(AppendOutcome, outcome))
-
-    def _finish(self, live: Manager, number: int, outcome: AppendOutcome) -> None:
-        try:
-            self._tell(live, FinishAppend(number, outcome))
-        except Exception:
-            # Of one user: the outcomes that came with it are as good as they were.
-            _log.exception(
-                "a manager stumbled over an error of this process",
-                extra=fields(append=number, do=BUG),
-            )
+                    finish = FinishAppend(append.append_number, cast(AppendOutcome, outcome))
+                    self._tell(live, finish)
 
     def _report(self, live: Manager, number: int, outcome: Outcome) -> None:
         if isinstance(outcome, Fenced):

@@ -74,6 +74,7 @@ MOST_WAITING_COMMANDS = 256
 """Commands of one user that may wait for its manager; the edge repeats what is refused."""
 
 NO_EPOCH = Epoch(0)
+STUMBLED = "stumbled over an error"
 OwnedUser = tuple[UserKey, Epoch]
 
 
@@ -542,7 +543,15 @@ class ManagerHost:
     def _step(self, live: Manager, command: Command) -> None:
         """One step, of several that came together: whether any may be taken was asked for all."""
         now_ms = boot_ms()
-        self._performer.perform(live, live.handle(now_ms, command, wall_ms()))
+        try:
+            self._performer.perform(live, live.handle(now_ms, command, wall_ms()))
+        except Exception:
+            # Of one user: what came with it is of others. What this manager has in memory can't be
+            # trusted any more, and all that was acknowledged is in the log.
+            _log.exception("a manager stumbled and is ended", extra=fields(do=BUG))
+            live.over = True
+            self._end_manager(live, EndManager(NO_EPOCH, Reason.MANAGER_MOVED, STUMBLED))
+            return
         kind = type(command)
         if kind is FinishAppend or kind is DetachEdge:
             self._unneeded.note(live, now_ms)

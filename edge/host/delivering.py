@@ -93,7 +93,6 @@ class Deliveries:
         self, source: NodeIncarnation, heads: bytes, frames: bytes | memoryview
     ) -> None:
         """The hot path for users with a channel. See the port."""
-        self._flusher.begin()
         channels = self._audiences.by_channel
         audience = None
         began_ns = time.time_ns() if self._around.spans.enabled else 0
@@ -101,30 +100,33 @@ class Deliveries:
         size = len(frames)
         if len(heads) % HEAD.size:
             raise StewardError(Reason.PROTOCOL_VIOLATION, "a head of a delivery is cut off")
-        written = at = 0
-        for channel, epoch, first, events, length, check in HEAD.iter_unpack(heads):
-            end = at + length
-            if end > size:
-                raise StewardError(Reason.PROTOCOL_VIOLATION, "deliveries without their frames")
-            audience = channels.get(channel)
-            if audience is None or audience.check != check:
-                self._refuse_channel(source, channel, epoch, first, check)
-            else:
-                part = bytes(frames[at:end])
-                taken = audience.deliver_frames(now_ms, source, epoch, first, events, part)
-                if taken is None:
-                    late = Delivery(audience.user, Epoch(epoch), first, [])
-                    self._refuse(audience, source, late)
+        self._flusher.begin()
+        try:
+            written = at = 0
+            for channel, epoch, first, events, length, check in HEAD.iter_unpack(heads):
+                end = at + length
+                if end > size:
+                    raise StewardError(Reason.PROTOCOL_VIOLATION, "deliveries without their frames")
+                audience = channels.get(channel)
+                if audience is None or audience.check != check:
+                    self._refuse_channel(source, channel, epoch, first, check)
                 else:
-                    written += taken * events
-                    if audience.traces:
-                        audience.trace(first, first + events, epoch, began_ns)
-            at = end
-        if written:
-            self._events_out.inc(written)
-        if audience is not None:
-            self._around.times.batch_out(_who_acknowledges(audience), first + events - 1)
-        self._flusher.end()
+                    part = bytes(frames[at:end])
+                    taken = audience.deliver_frames(now_ms, source, epoch, first, events, part)
+                    if taken is None:
+                        late = Delivery(audience.user, Epoch(epoch), first, [])
+                        self._refuse(audience, source, late)
+                    else:
+                        written += taken * events
+                        if audience.traces:
+                            audience.trace(first, first + events, epoch, began_ns)
+                at = end
+            if written:
+                self._events_out.inc(written)
+            if audience is not None:
+                self._around.times.batch_out(_who_acknowledges(audience), first + events - 1)
+        finally:
+            self._flusher.end()
 
     def _refuse_channel(
         self, source: NodeIncarnation, channel: int, epoch: int, first: int, check: int

@@ -11,12 +11,16 @@ answered the registry sees for itself.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from steward.model.census import SUM_MASK, Held
+from steward.telemetry.logs import BUG, fields
 from steward.v1 import placement_pb2
 from steward.v1 import registry_service_pb2 as pb
+
+_log = logging.getLogger(__name__)
 
 STEP: Final = 250
 """Entries between two looks at the loop: a fraction of a millisecond."""
@@ -41,13 +45,13 @@ class HoldingsAnswers:
             self._asked.put_nowait(question)
 
     async def run(self) -> None:
-        """Answer until cancelled."""
+        """Answer until cancelled. A question that fails is left without an answer, which shows."""
         while True:
             question = await self._asked.get()
-            if question.buckets:
-                await self._list(question)
-            else:
-                await self._count(question)
+            try:
+                await (self._list(question) if question.buckets else self._count(question))
+            except Exception:
+                _log.exception("a question of the census has no answer", extra=fields(do=BUG))
 
     async def _count(self, question: pb.AskHoldings) -> None:
         counts: dict[int, int] = {}

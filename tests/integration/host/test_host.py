@@ -6,13 +6,22 @@ from typing import Any
 
 import pytest
 
-from agent_service.core.commands import CancelRun, DetachEdge, SubmitMessage
+from agent_service.core.commands import (
+    ApplyVerbs,
+    AttachEdge,
+    CancelRun,
+    DetachEdge,
+    FinishAppend,
+    SubmitMessage,
+)
 from agent_service.core.effects import AnswerAccepted, AnswerAttached, AnswerRefused
 from agent_service.core.journal import Append, Seal, SealOutcome
+from agent_service.core.manager import Manager
 from agent_service.log.memory import MemoryLog
 from agent_service.log.port import Done, EventPage, LogFailed, Operation, ReadRange
 from steward.errors import Reason, StewardError
 from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, RunId, ThreadId, UserKey
+from steward.model.placement import Placement
 
 ALICE = UserKey("default", "alice")
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
@@ -98,6 +107,39 @@ async def test_a_command_of_a_stale_epoch_is_refused_and_reported(node: Any) -> 
     assert isinstance(refused, AnswerRefused) and refused.reason is Reason.EPOCH_STALE
     assert known == 7
     assert ("stale_epoch_command", 6) in node.registry.refusals
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("step", [SubmitMessage, ApplyVerbs, FinishAppend])
+async def test_a_manager_that_stumbles_is_ended_and_its_neighbours_go_on(
+    node: Any, step: type, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bob = UserKey("default", "bob")
+    await node.attached(7)
+    node.registry.placed[bob] = Placement(bob, Epoch(8), *node.incarnation, "a:1")
+    node.host.granted([node.registry.placed[bob]], False)
+    node.host.command(bob, Epoch(8), AttachEdge(node.edge.edge_id, 1, 0), TRACE)
+    await until(lambda: len(node.edge.of(AnswerAttached)) == 2, "both are attached")
+    handle = Manager.handle
+
+    def stumble(live: Manager, now_ms: int, command: Any, wall_ms: int) -> Any:
+        if live.user == ALICE and type(command) is step:
+            raise RuntimeError("a fault")
+        return handle(live, now_ms, command, wall_ms)
+
+    monkeypatch.setattr(Manager, "handle", stumble)
+    node.send(7, "m1", "hello")
+    message = SubmitMessage(
+        node.edge.edge_id, 3, "m2", b'"good day"', ThreadId("main"), "echo", "", TRACE
+    )
+    node.host.command(bob, Epoch(8), message, TRACE)
+    await until(lambda: "agent_completed" in node.edge.types(), "the neighbour's run is over")
+    await until(lambda: node.edge.lost == [(Reason.MANAGER_MOVED, 0)], "the edge is told")
+    assert node.registry.released == [(ALICE, 7, "stumbled over an error")]
+    assert "a manager stumbled and is ended" in caplog.text
+    assert not node.host.failed.done()
+    monkeypatch.undo()
+    await node.attached(9)
 
 
 @pytest.mark.asyncio
