@@ -14,6 +14,7 @@ from steward.telemetry.alert_rules import availability_alerts, invariant_alerts
 from steward.telemetry.slos import recordings
 
 RUNBOOKS = "docs/runbooks.md"
+ALERT_GROUP, RECORDING_GROUP = "steward", "steward-slos"
 
 
 def alerts() -> list[Alert]:
@@ -28,7 +29,7 @@ def runbook_of(alert: Alert) -> str:
 
 def render_rules() -> str:
     """The file of alert rules."""
-    lines = ["groups:", "  - name: steward", "    rules:"]
+    lines = ["groups:", f"  - name: {ALERT_GROUP}", "    rules:"]
     for alert in alerts():
         lines += [
             f"      - alert: {alert.name}",
@@ -45,7 +46,7 @@ def render_rules() -> str:
 
 def render_recordings() -> str:
     """The file of recording rules."""
-    lines = ["groups:", "  - name: steward-slos", "    rules:"]
+    lines = ["groups:", f"  - name: {RECORDING_GROUP}", "    rules:"]
     for rule in recordings():
         lines += [
             f"      - record: {rule.record}",

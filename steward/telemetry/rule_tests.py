@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import yaml
 
 from steward.telemetry.alert import Alert
-from steward.telemetry.alerts import alerts, runbook_of
+from steward.telemetry.alerts import ALERT_GROUP, RECORDING_GROUP, alerts, runbook_of
 from steward.telemetry.slos import SLOS, Slo
 
 _LABEL = re.compile(r"{{ \$labels\.(\w+) }}")
@@ -45,6 +45,9 @@ def render_rule_tests(
     content = {
         "rule_files": list(rule_files),
         "evaluation_interval": evaluation,
+        # What alerts read is recorded before; promtool takes groups in any order else, and an
+        # interval is longer than a sample lives.
+        "group_eval_order": [RECORDING_GROUP, ALERT_GROUP],
         "tests": [
             {
                 "name": scenario.name,

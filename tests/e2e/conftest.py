@@ -116,6 +116,23 @@ def refusals_of() -> Callable[..., list[dict[str, Any]]]:
 
 
 @pytest.fixture
+def check_report() -> Callable[[LocalCluster], None]:
+    """`check_report(cluster)`: nothing is broken in the report of a running cluster.
+
+    The census must have asked everybody: what was not checked could be anything.
+    """
+
+    def check_report(cluster: LocalCluster) -> None:
+        answer = cluster.try_steward("compliance", "--no-code", "--json")
+        lines = {line["id"]: line for line in json.loads(answer.stdout)["lines"]}
+        broken = [line for line in lines.values() if line["verdict"] == "broken"]
+        assert (answer.returncode, broken) == (0, [])
+        assert lines["census"]["verdict"] == "kept", lines["census"]
+
+    return check_report
+
+
+@pytest.fixture
 def cluster(start_cluster: StartCluster) -> LocalCluster:
     """A running cluster: registry, auth, log, two nodes, one edge."""
     return start_cluster().wait_ready()

@@ -155,3 +155,10 @@ async def test_a_killed_registry_finds_everybody_where_he_was(
         await asyncio.to_thread(cluster.wait_healed)
         await new_user(cluster, token_of(cluster, "registry-2"))
     assert await incarnations(cluster) == before
+
+
+async def test_after_all_outages_the_report_has_nothing_broken(
+    cluster: LocalCluster, check_report: Callable[[LocalCluster], None]
+) -> None:
+    await asyncio.to_thread(check_report, cluster)
+    assert cluster.all_ready()

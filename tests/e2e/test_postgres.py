@@ -207,3 +207,10 @@ async def test_a_killed_log_process_loses_nothing(
         await asyncio.to_thread(cluster.wait_healed)
         await seen.goes_on()
         assert {event["epoch"] for event in seen.tab.events} == {seen.tab.ready["manager"]["epoch"]}
+
+
+async def test_after_all_outages_the_report_has_nothing_broken(
+    cluster: LocalCluster, check_report: Callable[[LocalCluster], None]
+) -> None:
+    await asyncio.to_thread(check_report, cluster)
+    assert cluster.all_ready()
