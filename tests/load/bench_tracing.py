@@ -71,7 +71,7 @@ def _talk(data: str, label: str, users: int, messages: int, events: int) -> Numb
 
 def figures(rounds: int, quick: bool) -> list[Row]:
     """Rows for `make bench`."""
-    slices = 2 if quick else SLICES
+    slices = 1 if quick else SLICES
     found: dict[str, list[Numbers]] = {name: [] for name in RATIOS}
     spans: list[float] = []
     with ExitStack() as stack:
@@ -86,7 +86,7 @@ def figures(rounds: int, quick: bool) -> list[Row]:
             for number in range(-1, rounds):
                 collector.received.clear()
                 parts: dict[str, list[Numbers]] = {name: [] for name in RATIOS}
-                for piece in range(slices):
+                for piece in range(slices if number >= 0 else 1):
                     # Not always in the same order.
                     for name in sorted(RATIOS, reverse=bool(piece % 2)):
                         data, label = str(clusters[name].data), f"round{number}-{piece}"
