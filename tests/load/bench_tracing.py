@@ -36,7 +36,7 @@ SLICES = 8
 USERS, MESSAGES, EVENTS = 40, 6, 20
 MOST_COST = 3.0
 RUN_S = 120.0
-AFTER_S = 1.5
+AFTER_S = 1.0
 """In which the last spans of a slice are sent: processes collect them for half a second."""
 
 

@@ -27,7 +27,7 @@ FORGOTTEN_S = 30.0
 
 def figures(rounds: int, quick: bool) -> list[Row]:
     """One row: growth of RSS, without the first quarter."""
-    count, looks = (4_000, LOOKS_QUICK) if quick else (200_000, LOOKS)
+    count, looks = (2_000, LOOKS_QUICK) if quick else (200_000, LOOKS)
     sizes = churn(count, looks)
     return [
         Row(
