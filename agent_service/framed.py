@@ -22,7 +22,7 @@ from agent_service.edge_streams import (
 )
 from steward.errors import Reason, StewardError
 from steward.rpc.factory import MAX_MESSAGE_BYTES
-from steward.rpc.frame_guard import FrameGuard
+from steward.rpc.frame_guard import MOST_HELLO_BYTES, SILENT_S, FrameGuard
 from steward.rpc.frames import FrameConnection
 from steward.rpc.roles import Role, RoleVerifier
 from steward.v1 import agent_service_pb2 as pb
@@ -30,11 +30,7 @@ from steward.v1 import registry_service_pb2
 
 PREFACE = b"steward-edge/1\n"
 """The first bytes of a framed connection, by which a node tells it from HTTP/2."""
-MOST_HELLO_BYTES = 64 * 1024
-"""A stranger may not make the node hold more than this."""
 MOST_UNREAD_BYTES = 512 * 1024
-SILENT_S = 15.0
-"""An edge probes several times a second: one that says nothing for so long is not there."""
 MOST_PER_TURN = 8
 """Steps of sending to one edge before whatever else this process has to do has its turn."""
 

@@ -36,7 +36,7 @@ from steward.errors import ERRORS
 from steward.model.keys import Epoch, RunId, UserKey
 from steward.model.verbs import EventType, Outcome, RunKey
 from steward.telemetry import conventions as names
-from steward.telemetry.tracing import Attribute, Kind, Link, Tracing, is_sampled
+from steward.telemetry.tracing import Attribute, Kind, Link, Tracing, is_sampled, trace_of
 
 MOST_OPEN = 10_000
 MOST_LINKS = 32
@@ -50,7 +50,6 @@ _PLAIN = frozenset(EventType) - {
     EventType.MANAGER_MOVED,
 }
 _FAILURES = (Outcome.FAILED, Outcome.INTERRUPTED)
-_TRACE = b'"trace":"'
 
 Write = Callable[[Manager, WriteAppend], None]
 Give = Callable[[Manager, Deliver], None]
@@ -344,7 +343,7 @@ class HostSpans:
 
     def _parent_of(self, live: Manager, type: EventType, payload: bytes, now_ns: int) -> str:
         """What the append of this event is a child of; not sampled when it is not traced."""
-        trace = _trace_of(payload)
+        trace = trace_of(payload)
         if not (is_sampled(trace) or live.user in self._traced or _says_failed(type, payload)):
             return ""
         event = orjson.loads(payload)
@@ -475,12 +474,6 @@ def _tool_attributes(data: Mapping[str, Any]) -> dict[str, Attribute]:
         names.TOOL_TYPE: names.FUNCTION,
         names.TOOL_CALL_ID: str(data["tool_call_id"]),
     }
-
-
-def _trace_of(payload: bytes) -> str:
-    """The context in the envelope of an event. What users wrote comes behind it, or is escaped."""
-    at = payload.find(_TRACE) + len(_TRACE)
-    return payload[at : at + 55].decode("ascii", "replace") if at >= len(_TRACE) else ""
 
 
 def _says_failed(type: EventType, payload: bytes) -> bool:

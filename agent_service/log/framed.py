@@ -19,7 +19,7 @@ from agent_service.log.spans import UNTRACED
 from steward.errors import Reason, StewardError
 from steward.model.violations import Violation
 from steward.rpc.factory import MAX_MESSAGE_BYTES
-from steward.rpc.frame_guard import FrameGuard
+from steward.rpc.frame_guard import MOST_HELLO_BYTES, SILENT_S, FrameGuard
 from steward.rpc.frames import FrameConnection
 from steward.rpc.roles import Role, RoleVerifier
 from steward.telemetry.tracing import Tracing
@@ -27,10 +27,6 @@ from steward.v1 import log_service_pb2 as pb
 from steward.v1 import registry_service_pb2
 
 HELLO_S = 5.0
-MOST_HELLO_BYTES = 64 * 1024
-"""A stranger may not make the log hold more than this."""
-SILENT_S = 15.0
-"""A node pings several times a second: one that says nothing for so long is not there any more."""
 
 
 class FramedNodes:

@@ -16,6 +16,7 @@ import orjson
 from agent_service.core.journal import Append, RecordKind, Seal
 from agent_service.log.port import EventPage, ReadRange, ThreadSummary
 from steward.errors import Reason, StewardError
+from steward.model.census import MOST_FENCES
 from steward.model.keys import StreamId, UserKey
 
 MOST_APPEND_BYTES = 8 * 1024 * 1024
@@ -29,7 +30,6 @@ MOST_PAGE_EVENTS = 1000
 MOST_PAGE_BYTES = 4 * 1024 * 1024
 MOST_THREADS = 200
 MOST_OPEN_RUNS = 1000
-MOST_FENCES = 1_000
 
 _MOST_EPOCH = (1 << 53) - 1
 _MOST_NUMBER = (1 << 63) - 1

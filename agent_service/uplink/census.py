@@ -11,14 +11,13 @@ from typing import Protocol
 
 from agent_service import convert
 from steward.errors import StewardError
-from steward.model.census import Held
+from steward.model.census import MOST_FENCES, Held
 from steward.model.keys import Epoch, UserKey
 from steward.rpc.census import HoldingsAnswers
 from steward.v1 import registry_service_pb2 as pb
 
 ATTEMPT_S = 2.0
 MOST_WAITING = 16
-MOST_FENCES = 1_000
 
 
 class FencePage(Protocol):

@@ -24,6 +24,7 @@ from steward.telemetry.tracing import (
     is_sampled,
     is_traceparent,
     new_traceparent,
+    trace_of,
 )
 
 MOST_ANNOUNCED = 1_000
@@ -32,7 +33,6 @@ MOST_UNACKNOWLEDGED = 256
 """Deliveries of one connection whose acknowledgement is waited for."""
 MOST_LINKS = 16
 _FAULTS = frozenset(row.close_code for row in ERRORS.values() if row.is_fault and row.close_code)
-_TRACE = b'"trace":"'
 
 
 @dataclass(slots=True)
@@ -135,7 +135,7 @@ class EdgeSpans:
         if connection not in self._resumed:
             return
         self._resumed.discard(connection)
-        traces = {trace: None for event in events if is_sampled(trace := _trace_of(event))}
+        traces = {trace: None for event in events if is_sampled(trace := trace_of(event))}
         links = [Link(t, {names.LINK: names.RESUMED}) for t in list(traces)[:MOST_LINKS]]
         arrival = self._arrivals.get(connection)
         if arrival is not None:
@@ -301,9 +301,3 @@ class EdgeSpans:
             links=tuple(links),
             upgraded=failed,
         )
-
-
-def _trace_of(event: bytes) -> str:
-    """The context in the envelope of an event. What users wrote comes behind it, or is escaped."""
-    at = event.find(_TRACE) + len(_TRACE)
-    return event[at : at + 55].decode("ascii", "replace") if at >= len(_TRACE) else ""

@@ -12,11 +12,8 @@ from functools import partial
 from registry_service import convert
 from registry_service.core.commands import PeerId
 from registry_service.core.effects import AskFences, AskHoldings
-from steward.model.census import BUCKETS
+from steward.model.census import BUCKETS, MOST_FENCES, MOST_LISTED
 from steward.v1 import registry_service_pb2 as pb
-
-MOST_LISTED = 20_000
-MOST_FENCES = 1_000
 
 Ask = Callable[[AskHoldings | AskFences], None]
 Answer = pb.ReportHoldings | pb.ReportFences

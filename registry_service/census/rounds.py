@@ -39,7 +39,7 @@ from registry_service.driver import RegistryDriver
 from registry_service.question import ask
 from registry_service.store.port import StoreFailed
 from steward.errors import Reason, StewardError
-from steward.model.census import Digest, bucket_of
+from steward.model.census import BUCKETS, MOST_FENCES, Digest, bucket_of
 from steward.model.keys import Epoch, NodeId, NodeIncarnation, NodeRev, UserKey
 from steward.runtime.clock import boot_ms, wall_ms
 from steward.telemetry.catalog import RegistryMetrics
@@ -50,7 +50,6 @@ from steward.v1 import registry_service_pb2 as pb
 REPORTER = "registry:census"
 MOST_BUCKETS = 512
 """Of one node or edge that are named in one round: an eighth of all users."""
-MOST_FENCES_ASKED = 1_000
 MOST_ODD = 4_000
 ROLLING = 1_000
 """Users whose fence is read in each round though nothing is odd about them."""
@@ -245,12 +244,13 @@ class Census:
             seen.missing.append(f"{len(odd)} users differ; {MOST_ODD} of them were looked at")
             odd = odd[:MOST_ODD]
         rolling = self._rolling_users()
-        fences = await self._fences([*(view.user for view in odd), *rolling], seen)
+        users = list(dict.fromkeys([*rolling, *(view.user for view in odd)]))
+        fences = await self._fences(users, seen)
         await self._follower.advance()
         found = []
-        for view in {view.user: view for view in [*map(look.view, rolling), *odd]}.values():
-            fence = None if fences is None else fences.get(view.user, Epoch(0))
-            found += findings_of(look.view(view.user, fence), living)
+        for user in users:
+            fence = None if fences is None else fences.get(user, Epoch(0))
+            found += findings_of(look.view(user, fence), living)
         self._note_agreement(look, tied)
         return found
 
@@ -279,7 +279,7 @@ class Census:
                 few = f"{MOST_BUCKETS} of {len(buckets)} buckets that differ were named"
                 seen.missing.append(f"{session.name}: {few}")
                 # Others in the next round.
-                ordered = sorted(buckets, key=lambda b: (b - self._turn) % 4096)
+                ordered = sorted(buckets, key=lambda b: (b - self._turn) % BUCKETS)
                 wanted[session] = set(ordered[:MOST_BUCKETS])
         return {session: tuple(sorted(buckets)) for session, buckets in wanted.items() if buckets}
 
@@ -293,16 +293,15 @@ class Census:
     async def _fences(self, users: list[UserKey], seen: Round) -> dict[UserKey, Epoch] | None:
         """The log's fences, read by any node; None when there was nobody to ask."""
         found: dict[UserKey, Epoch] = {}
-        wanted = list(dict.fromkeys(users))
-        for start in range(0, len(wanted), MOST_FENCES_ASKED):
-            part = tuple(wanted[start : start + MOST_FENCES_ASKED])
+        for start in range(0, len(users), MOST_FENCES):
+            part = tuple(users[start : start + MOST_FENCES])
             report = await self.read_fences(partial(AskFences, users=part))
             if isinstance(report, str):
                 seen.missing.append(f"the log's fences: {report}")
                 return None
             for owned in report.fences:
                 found[convert.user_in(owned.user)] = convert.epoch_in(owned.epoch)
-        seen.fences = len(wanted)
+        seen.fences = len(users)
         return found
 
     async def read_fences(self, question: Callable[[int], AskFences]) -> pb.ReportFences | str:

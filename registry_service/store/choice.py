@@ -7,7 +7,7 @@ from registry_service.settings import SQLITE, RegistrySettings
 from registry_service.store.etcd import EtcdStore
 from registry_service.store.etcd_client import EtcdAccess
 from registry_service.store.port import PlacementStore
-from registry_service.store.sqlite import SqliteStore
+from registry_service.store.sqlite import DATABASE, SqliteStore
 from steward.config.settings import SettingsError
 from steward.runtime.clock import boot_ms, wall_ms
 
@@ -20,7 +20,7 @@ def make_store(settings: RegistrySettings) -> tuple[PlacementStore, Callable[[],
     """The store, and the clock for the machine on it. Raises SettingsError."""
     if settings.store == SQLITE:
         sqlite = SqliteStore(
-            settings.data / "registry.db",
+            settings.data / DATABASE,
             wall_ms,
             settings.kept_violations,
             settings.least_generation,

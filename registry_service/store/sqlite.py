@@ -35,6 +35,7 @@ from steward.model.placement import Placement
 from steward.model.violations import Severity
 from steward.runtime.service import EnvironmentUnusable
 
+DATABASE = "registry.db"
 CACHE_KIB = 32_768
 PAGE_BYTES = 2_048
 """Of a new file. A new user costs a page in the middle of the table, however large it is."""

@@ -135,11 +135,12 @@ def _port(port: int) -> "Finding":
 def _elsewhere(values: Values, environ: Mapping[str, str]) -> "Iterator[Finding]":
     """Stores of a cluster of machines. A secret is hidden in `values`, and read where it is set."""
     from steward.cli.checkup import certificates, engines
+    from steward.cli.store import ETCD
     from steward.config.settings import env_name
 
     registry = values.get("registry", {})
     store = registry.get("store", "")
-    if store.startswith("etcd:"):
+    if store.startswith(ETCD):
         ca, cert, key = (_path(registry.get(f"store_{name}")) for name in ("ca", "cert", "key"))
         yield from certificates.look(ca, cert, key, certificates.now())
         yield from engines.etcd(store, ca, cert, key)

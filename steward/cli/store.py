@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from steward.cli.backup_file import EVENTS, REGISTRY
+
 LOG_TOOLS = "agent_service.log.tools"
 REGISTRY_TOOLS = "registry_service.store.tools"
 ETCD = "etcd://"
@@ -55,8 +57,8 @@ def _tools_of(store: str) -> tuple[str, ...]:
     if store.startswith(ETCD):
         return (REGISTRY_TOOLS,)
     directory = Path(store.removeprefix(SQLITE))
-    if store.startswith(SQLITE) and (directory / "registry.db").exists():
-        has_log = (directory / "events.db").exists()
+    if store.startswith(SQLITE) and (directory / REGISTRY).exists():
+        has_log = (directory / EVENTS).exists()
         return (LOG_TOOLS, REGISTRY_TOOLS) if has_log else (REGISTRY_TOOLS,)
     return (LOG_TOOLS,)
 

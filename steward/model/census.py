@@ -16,6 +16,11 @@ from steward.model.keys import Epoch, NodeIncarnation, UserKey
 BUCKETS: Final = 4096
 SUM_MASK: Final = (1 << 64) - 1
 
+MOST_LISTED: Final = 20_000
+"""Entries in one answer."""
+MOST_FENCES: Final = 1_000
+"""Users in one question for the log's fences, and in its answer."""
+
 Digest = Mapping[int, tuple[int, int]]
 """Bucket → (count, sum modulo 2^64); buckets without anybody are missing."""
 

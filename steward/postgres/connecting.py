@@ -6,7 +6,8 @@ connection is used for, and what is done again after an error, is the service's 
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -74,15 +75,8 @@ class Database:
         backoff = Backoff()
         while True:
             try:
-                connection = await self._connect_first()
-                try:
-                    async with asyncio.timeout(PREPARE_S):
-                        # A pooler keeps us on one session for a transaction only.
-                        async with connection.transaction():
-                            await self._check(connection)
-                        return await work(connection)
-                finally:
-                    connection.terminate()
+                async with self._checked(PREPARE_S) as connection:
+                    return await work(connection)
             except Exception as error:
                 if not is_passing(error):
                     raise
@@ -95,14 +89,22 @@ class Database:
         Raises EnvironmentUnusable for what can't be used, OSError and TimeoutError for no answer.
         """
         try:
-            connection = await self._connect_first()
+            async with self._checked(CONNECT_S) as connection:
+                version = connection.get_server_version()
+                return f"PostgreSQL {version.major}.{version.minor}"
         except asyncpg.PostgresError as error:
             raise EnvironmentUnusable(self.away(error)) from None
+
+    @asynccontextmanager
+    async def _checked(self, within_s: float) -> AsyncIterator[asyncpg.Connection]:
+        """A first connection to a database that can be trusted, for so long."""
+        connection = await self._connect_first()
         try:
-            async with asyncio.timeout(CONNECT_S), connection.transaction():
-                await self._check(connection)
-            version = connection.get_server_version()
-            return f"PostgreSQL {version.major}.{version.minor}"
+            async with asyncio.timeout(within_s):
+                # A pooler keeps us on one session for a transaction only.
+                async with connection.transaction():
+                    await self._check(connection)
+                yield connection
         finally:
             connection.terminate()
 

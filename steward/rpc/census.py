@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from steward.model.census import SUM_MASK, Held
+from steward.model.census import MOST_LISTED, SUM_MASK, Held
 from steward.telemetry.logs import BUG, fields
 from steward.v1 import placement_pb2
 from steward.v1 import registry_service_pb2 as pb
@@ -26,7 +26,6 @@ STEP: Final = 250
 """Entries between two looks at the loop: a fraction of a millisecond."""
 
 MOST_WAITING: Final = 16
-MOST_LISTED: Final = 20_000
 
 
 class HoldingsAnswers:

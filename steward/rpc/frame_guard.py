@@ -10,6 +10,11 @@ from collections.abc import Callable
 
 from steward.rpc.frames import FrameConnection
 
+MOST_HELLO_BYTES = 64 * 1024
+"""A stranger may not make a server hold more than this."""
+SILENT_S = 15.0
+"""Clients ping several times a second: one that says nothing for so long is not there any more."""
+
 
 class FrameGuard:
     """The timer of one connection; one event loop. Its owner sets `heard` with each message."""

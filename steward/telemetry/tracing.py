@@ -24,6 +24,7 @@ from steward.telemetry.conventions import UPGRADED
 
 Attribute = str | int | bool | float
 
+_IN_EVENT = b'"trace":"'
 _UNSAMPLED = "-00"
 _SAMPLED = "-01"
 _NO_ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType({})
@@ -82,6 +83,12 @@ def new_traceparent(*, sampled: bool) -> str:
     """The context of a new trace, with random ids."""
     ids = os.urandom(24).hex()
     return f"00-{ids[:32]}-{ids[32:]}{_SAMPLED if sampled else _UNSAMPLED}"
+
+
+def trace_of(event: bytes) -> str:
+    """The context in the envelope of an event. What users wrote comes behind it, or is escaped."""
+    at = event.find(_IN_EVENT) + len(_IN_EVENT)
+    return event[at : at + 55].decode("ascii", "replace") if at >= len(_IN_EVENT) else ""
 
 
 class SpanExporter(Protocol):

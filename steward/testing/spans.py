@@ -17,3 +17,8 @@ class KeptSpans:
 
     def names(self) -> list[str]:
         return [span.name for span in self.spans]
+
+    def one(self, name: str) -> FinishedSpan:
+        """The only span of this name."""
+        (span,) = (span for span in self.spans if span.name == name)
+        return span

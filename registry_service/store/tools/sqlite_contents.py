@@ -27,7 +27,7 @@ from registry_service.store.etcd_keys import (
 from registry_service.store.ledger_table import LedgerTable
 from registry_service.store.port import LedgerRow
 from registry_service.store.schema import LEDGER, NODE, node_record
-from registry_service.store.sqlite import CACHE_KIB, PAGE_BYTES
+from registry_service.store.sqlite import CACHE_KIB, DATABASE, PAGE_BYTES
 from registry_service.store.statements import insert_rows
 from registry_service.store.tables import Tables
 from registry_service.store.tools.contents import Entry, Header, Part
@@ -38,8 +38,6 @@ from steward.model.placement import Placement
 from steward.model.violations import Severity
 from steward.runtime.service import EnvironmentUnusable
 from steward.runtime.store_tool import Step, StoreProblem
-
-DATABASE = "registry.db"
 
 _KEYS = Keys("any")
 _PIECE = 1_000

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from steward.cli.backup_file import STORES
 from steward.cli.checkup.finding import Finding, failed, good, skipped, warning
 from steward.rpc.keys import CONTROL_KEY, USER_KEY, KeyUnusable, load_key
 
@@ -18,7 +19,6 @@ SLOW_SYNC_MS = 10.0
 SYNCS = 20
 MOST_CHECKED_BYTES = 1 << 30
 """Stores that are larger are for `steward store check`, which shows how far it is."""
-STORES = ("registry.db", "auth.db", "events.db")
 _SHARED = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "fuse.sshfs"})
 _FLEETING = frozenset({"tmpfs", "ramfs"})
 

@@ -20,6 +20,7 @@ from edge.uplink.carriers import PREFACE as PREFACE_OF_EDGES
 from steward.errors import Reason
 from steward.model.keys import Epoch, Sequence, UserKey
 from steward.rpc.factory import MAX_MESSAGE_BYTES, make_channel, make_server
+from steward.rpc.frame_guard import MOST_HELLO_BYTES
 from steward.rpc.frames import LENGTH_BYTES, TAILED
 from steward.rpc.front import LOOPBACK, Front
 from steward.rpc.roles import Role, RoleCredentials, RoleVerifier
@@ -308,7 +309,7 @@ async def test_bytes_that_are_no_message_are_refused_with_the_reason(served: Ser
 
 async def test_a_message_that_is_too_long_ends_the_connection_unread(served: Served) -> None:
     async with served.dialled("framed") as edge:
-        edge.writer.write((framed.MOST_HELLO_BYTES + 1).to_bytes(LENGTH_BYTES, "big"))
+        edge.writer.write((MOST_HELLO_BYTES + 1).to_bytes(LENGTH_BYTES, "big"))
         assert await edge.read() is None
     async with served.greeted("framed") as edge:
         edge.writer.write((MAX_MESSAGE_BYTES + 1).to_bytes(LENGTH_BYTES, "big"))

@@ -8,10 +8,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent_service.core.journal import Committed
-from agent_service.log.framed import MOST_HELLO_BYTES, FramedNodes
+from agent_service.log.framed import FramedNodes
 from agent_service.log.intake import MOST_IN_FLIGHT
 from agent_service.log.sqlite import SqliteLog
 from steward.model.keys import Sequence as SequenceNumber
+from steward.rpc.frame_guard import MOST_HELLO_BYTES
 from steward.rpc.frames import LENGTH_BYTES
 from steward.rpc.roles import Role, RoleCredentials, RoleVerifier
 from steward.v1 import log_service_pb2 as pb

@@ -44,6 +44,7 @@ from steward.model.placement import Placement
 from steward.model.verbs import EmitEvent, EventType, FinishRun, Outcome, RunKey, Verb
 from steward.telemetry import conventions as names
 from steward.telemetry.tracing import FinishedSpan, Kind, Tracing, is_sampled
+from steward.testing.spans import KeptSpans
 
 EDGE = EdgeId("edge-0#1")
 ALICE = UserKey("default", "alice")
@@ -53,31 +54,11 @@ POLICY = ManagerPolicy((AgentPolicy("echo", "queue"),))
 ERROR = {"type": "ValueError", "message": "secret-of-alice"}
 
 
-class Kept:
-    """An exporter that keeps spans."""
-
-    def __init__(self) -> None:
-        self.spans: list[FinishedSpan] = []
-
-    def export(self, span: FinishedSpan) -> None:
-        self.spans.append(span)
-
-    def close(self) -> None:
-        """Nothing waits."""
-
-    def names(self) -> list[str]:
-        return [span.name for span in self.spans]
-
-    def one(self, name: str) -> FinishedSpan:
-        (span,) = (span for span in self.spans if span.name == name)
-        return span
-
-
 class Node:
     """Managers of alice, one after the other, each stepped by hand as the host steps it."""
 
     def __init__(self, *, content: bool = False, enabled: bool = True) -> None:
-        self.kept = Kept()
+        self.kept = KeptSpans()
         tracing = Tracing(self.kept, 0.0, content=content) if enabled else Tracing()
         self.log = LogState(lambda: StreamId("stream-of-alice"))
         self.written: list[WriteAppend] = []

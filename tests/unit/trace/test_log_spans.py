@@ -11,7 +11,8 @@ from agent_service.log.spans import UNTRACED, watched
 from steward.model.keys import Epoch, StreamId, UserKey
 from steward.model.keys import Sequence as At
 from steward.telemetry import conventions as names
-from steward.telemetry.tracing import FinishedSpan, Kind, Tracing
+from steward.telemetry.tracing import Kind, Tracing
+from steward.testing.spans import KeptSpans
 
 ALICE = UserKey("default", "alice")
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -19,23 +20,10 @@ FIRST, SECOND = (f"00-{TRACE}-00f067aa0ba902b{n}-01" for n in (7, 8))
 EPOCH = Epoch(7)
 
 
-class Kept:
-    """An exporter that keeps spans."""
-
-    def __init__(self) -> None:
-        self.spans: list[FinishedSpan] = []
-
-    def export(self, span: FinishedSpan) -> None:
-        self.spans.append(span)
-
-    def close(self) -> None:
-        """Nothing waits."""
-
-
 class Told:
     """Who submitted operations, and what was recorded when it was told."""
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: KeptSpans) -> None:
         self._kept = kept
         self.outcomes: list[Sequence[Outcome] | LogFailed] = []
         self.recorded = -1
@@ -55,7 +43,7 @@ def seal(traceparent: str = "") -> Seal:
 
 
 def test_each_traced_event_of_an_append_is_a_span_before_its_outcome_is_told() -> None:
-    kept = Kept()
+    kept = KeptSpans()
     told = Told(kept)
     log = LogState(lambda: StreamId("s"))
     sealed = log.seal(seal())
@@ -77,7 +65,7 @@ def test_each_traced_event_of_an_append_is_a_span_before_its_outcome_is_told() -
 
 
 def test_a_traced_seal_is_a_span_and_one_that_nobody_traces_is_none() -> None:
-    kept = Kept()
+    kept = KeptSpans()
     log = LogState(lambda: StreamId("s"))
     operations = [seal(FIRST), Seal(UserKey("default", "bob"), EPOCH, "other")]
     watched(Tracing(kept), operations, Told(kept))([log.seal(one) for one in operations])
@@ -88,14 +76,14 @@ def test_a_traced_seal_is_a_span_and_one_that_nobody_traces_is_none() -> None:
 
 @pytest.mark.parametrize("refused", [Fenced(Epoch(8)), Conflict(At(3))])
 def test_what_the_log_refuses_failed(refused: Fenced | Conflict) -> None:
-    kept = Kept()
+    kept = KeptSpans()
     operations = [append((1, FIRST)), append((1, SECOND))]
     watched(Tracing(kept), operations, Told(kept))([refused, Committed(At(3))])
     assert [(span.parent, span.failed) for span in kept.spans] == [(FIRST, True), (SECOND, False)]
 
 
 def test_a_log_that_failed_tells_so_and_records_nothing() -> None:
-    kept = Kept()
+    kept = KeptSpans()
     told = Told(kept)
     failure = LogFailed("disk full")
     watched(Tracing(kept), [append((1, FIRST))], told)(failure)
@@ -103,7 +91,7 @@ def test_a_log_that_failed_tells_so_and_records_nothing() -> None:
 
 
 def test_without_a_trace_nothing_stands_between_the_log_and_who_waits() -> None:
-    kept = Kept()
+    kept = KeptSpans()
     told = Told(kept)
     assert watched(Tracing(kept), [append(), seal()], told) is told
     assert watched(UNTRACED, [append((1, FIRST)), seal(FIRST)], told) is told
